@@ -1,0 +1,1 @@
+"""A model server: an engine behind the API, registered in the catalog while it answers."""

@@ -1,0 +1,117 @@
+"""What an engine is: the one interface behind which vLLM and the simulator sit."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from stoker.v1 import generation_pb2, inference_pb2
+
+
+class EngineError(Exception):
+    """Base of what engines raise. `retryable`: whether another server may well succeed."""
+
+    retryable = False
+
+
+class EngineDead(EngineError):
+    """The engine is gone and will not come back by itself. Streams that ran on it raise this."""
+
+    retryable = True
+
+
+class EngineRefused(EngineError):
+    """The request is not for this engine: `field` names what it cannot do (`unsupported`) or what is wrong with it."""
+
+    def __init__(self, field: str, message: str, *, unsupported: bool = False) -> None:
+        super().__init__(message)
+        self.field = field
+        self.unsupported = unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is, known once it has started. `numerics_class`: equal classes compute equal bytes."""
+
+    engine: str
+    version: str
+    model: str
+    max_model_tokens: int
+    vocabulary: int
+    max_streams: int
+    kv_tokens: int
+    block_tokens: int
+    accelerator: str
+    accelerator_count: int
+    accelerator_memory_bytes: int
+    numerics_class: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One sequence to generate (`n` is 1 here: more is the service's business). `prompt_token_ids` is not empty."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: generation_pb2.Sampling
+    max_tokens: int
+    structured_output: generation_pb2.StructuredOutput | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    trace_headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What one step added to a sequence. `finish_reason` is set in the last one; `cached_tokens` in the first at least."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[inference_pb2.TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[inference_pb2.TokenLogprobs, ...] = ()
+    finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The engine's own figures after its latest step. `steps` counts up with every step and never otherwise."""
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+
+
+class Engine(Protocol):
+    """A model, loaded, that turns token ids into token ids. All methods belong to one event loop."""
+
+    async def start(self) -> None:
+        """Load the model; returns when it can generate. Raises EngineError with what to do about it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is. Valid after `start`."""
+
+    async def encode(self, generation: generation_pb2.Generation) -> list[int]:
+        """The prompt's token ids: tokenises text, renders chat with the model's template, hands ids through.
+
+        Works off the event loop where it takes long. Raises EngineRefused.
+        """
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        """Generate, a step at a time. Closing the generator aborts the sequence in the engine at once.
+
+        The generator raises EngineRefused before its first output, EngineDead at any time. An end that nobody asked
+        for (the engine was told to abort from outside) raises EngineDead; it is never a finish.
+        """
+
+    def load(self) -> EngineLoad:
+        """The latest figures; cheap, no I/O."""
+
+    async def check(self) -> None:
+        """Raise EngineDead if the engine is known to be dead. Says nothing of one that is stuck: watch its steps."""
+
+    async def stop(self) -> None:
+        """End the engine and all its processes. Idempotent."""

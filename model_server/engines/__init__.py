@@ -1,0 +1,1 @@
+"""The engines a model server can run, each in files of its own."""
