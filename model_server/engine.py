@@ -62,7 +62,8 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineOutput:
-    """What one step added to a sequence. `finish_reason` is set in the last one; `cached_tokens` in the first at least."""
+    """What one step added to a sequence. `finish_reason` is set in the last one; `cached_tokens` in the first at least,
+    and so is `queue_ms`: how long the sequence waited before the engine began on it, None if the engine cannot tell."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -72,6 +73,7 @@ class EngineOutput:
     stop_string: str | None = None
     stop_token_id: int | None = None
     cached_tokens: int = 0
+    queue_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

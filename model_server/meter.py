@@ -1,0 +1,161 @@
+"""What a server measures of its engine: prompt tokens a second, time between tokens, prompt tokens that wait.
+
+A sequence costs two attribute writes per output; everything else happens when one begins, gives its first output, ends,
+or once a second in `settle`.
+"""
+
+import time
+from collections.abc import Callable
+
+# Shorter prompts take one step whatever their length: they would measure the step, not the rate.
+_SHORTEST_PROMPT_TOKENS = 128
+# Old enough to be stable over a few requests, young enough to follow a change of load.
+_HALF_LIFE_S = 10.0
+
+
+class DecayedRatio:
+    """A ratio of two sums whose older contributions count half as much every `half_life_s`."""
+
+    def __init__(self, half_life_s: float) -> None:
+        self._half_life_s = half_life_s
+        self._over = 0.0
+        self._under = 0.0
+        self._at = 0.0
+
+    def add(self, over: float, under: float, now: float) -> None:
+        """Add a sample of `over / under`, weighted by `under`."""
+        kept = 0.5 ** ((now - self._at) / self._half_life_s)
+        self._over = self._over * kept + over
+        self._under = self._under * kept + under
+        self._at = now
+
+    @property
+    def value(self) -> float:
+        """The ratio, or 0 while nothing was added. Age alone does not change it."""
+        return self._over / self._under if self._under > 0.0 else 0.0
+
+
+class SequenceMeter:
+    """One sequence on the engine. Whoever relays it calls `output` for each output, and sets `delivering` while he hands
+    one on: then it is the reader who is slow, and the engine may well have nothing to do for this sequence."""
+
+    __slots__ = (
+        "_ended",
+        "_meter",
+        "_prompt_tokens",
+        "_settled_at",
+        "_settled_tokens",
+        "delivering",
+        "first_at",
+        "last_at",
+        "tokens",
+    )
+
+    def __init__(self, meter: "Meter", prompt_tokens: int) -> None:
+        self._meter = meter
+        self._prompt_tokens = prompt_tokens
+        self._settled_at = 0.0
+        self._settled_tokens = 0
+        self._ended = False
+        self.delivering = False
+        self.tokens = 0
+        self.first_at: float | None = None
+        self.last_at = 0.0
+
+    def output(self, tokens: int, cached_tokens: int, now: float) -> None:
+        """An output of `tokens` tokens came at `now`."""
+        self.tokens += tokens
+        self.last_at = now
+        if self.first_at is None:
+            self.first_at = now
+            self._settled_at = now
+            self._settled_tokens = self.tokens
+            self._meter.prompt_done(self._prompt_tokens, cached_tokens, now)
+
+    def settle(self, now: float) -> None:
+        """Fold what came since the last time into the meter's time between tokens."""
+        came = self.tokens - self._settled_tokens
+        if came > 0:
+            self._meter.itl.add(self.last_at - self._settled_at, came, now)
+            self._settled_at = self.last_at
+            self._settled_tokens = self.tokens
+
+    def end(self) -> None:
+        """The sequence is off the engine, however it ended. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        now = self._meter.now()
+        if self.first_at is None:
+            self._meter.prompt_dropped(self._prompt_tokens, now)
+        self.settle(now)
+        self._meter.sequences.discard(self)
+
+
+class Meter:
+    """The rates of one engine. `full` tells whether its batch has no free place: then waiting is not computing."""
+
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, full: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.now = now
+        self.sequences: set[SequenceMeter] = set()
+        self.itl = DecayedRatio(_HALF_LIFE_S)
+        self._prefill = DecayedRatio(_HALF_LIFE_S)
+        self._full = full
+        self._waiting_tokens = 0
+        self._waiting_sequences = 0
+        self._computing_since = 0.0
+
+    def begin(self, prompt_tokens: int) -> SequenceMeter:
+        """A sequence was given to the engine; call `end` on the result in a `finally`."""
+        if self._waiting_sequences == 0:
+            self._computing_since = self.now()
+        self._waiting_sequences += 1
+        self._waiting_tokens += prompt_tokens
+        sequence = SequenceMeter(self, prompt_tokens)
+        self.sequences.add(sequence)
+        return sequence
+
+    def prompt_done(self, prompt_tokens: int, cached_tokens: int, now: float) -> None:
+        """A prompt gave its first output: what was computed since the last one did, was computed in that time."""
+        computed = prompt_tokens - cached_tokens
+        elapsed = now - self._computing_since
+        if computed >= _SHORTEST_PROMPT_TOKENS and elapsed > 0.0 and not self._full():
+            self._prefill.add(computed, elapsed, now)
+        self._leave_queue(prompt_tokens, now)
+
+    def prompt_dropped(self, prompt_tokens: int, now: float) -> None:
+        """A prompt was given up before its first output."""
+        self._leave_queue(prompt_tokens, now)
+
+    def _leave_queue(self, prompt_tokens: int, now: float) -> None:
+        self._computing_since = now
+        self._waiting_sequences -= 1
+        self._waiting_tokens -= prompt_tokens
+
+    def settle(self) -> None:
+        """Bring the time between tokens up to date. Call it about once a second."""
+        now = self.now()
+        for sequence in self.sequences:
+            sequence.settle(now)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the engine owes anybody an output."""
+        return any(not sequence.delivering for sequence in self.sequences)
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """Prompt tokens accepted and not yet computed; cached ones count until the first output tells them apart."""
+        return self._waiting_tokens
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens computed a second while computing prompts, or 0 while not known."""
+        return self._prefill.value
+
+    @property
+    def itl_ms(self) -> float:
+        """Time between two tokens of one stream, or 0 while not known."""
+        return self.itl.value * 1000.0
