@@ -1,0 +1,43 @@
+"""What the API names and the program does not do yet. Whoever builds one of these deletes its line."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from stoker.v1 import generation_pb2
+from stoker.v1.generation_pb2 import Generation
+from stoker_common.refusal import unimplemented
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """A field that is refused where `asked` finds it asked for. `instead` says what works today."""
+
+    field: str
+    asked: Callable[[Generation], bool]
+    instead: str
+
+
+def _images(generation: Generation) -> Iterator[generation_pb2.Image]:
+    for message in generation.chat.messages:
+        for part in message.content:
+            if part.HasField("image"):
+                yield part.image
+
+
+_RESUMING = (generation_pb2.ON_SERVER_FAILURE_RESUME, generation_pb2.ON_SERVER_FAILURE_EXACT)
+
+NOT_YET = (
+    NotYet("generation.lora_adapter", lambda g: bool(g.lora_adapter), "leave it empty"),
+    NotYet("generation.session.mode", lambda g: g.session.mode == generation_pb2.SESSION_MODE_HARD, "use SOFT"),
+    NotYet("generation.tenant", lambda g: g.HasField("tenant"), "leave it out"),
+    NotYet("generation.on_server_failure", lambda g: g.on_server_failure in _RESUMING, "use FAIL or leave it out"),
+    NotYet("generation.resume", lambda g: g.HasField("resume"), "start a new generation"),
+    NotYet("generation.chat.messages.content.image", lambda g: any(_images(g)), "send text parts only"),
+)
+
+
+def check_implemented(generation: Generation) -> None:
+    """Refuse what is asked for and not built, with UNIMPLEMENTED naming the field."""
+    for entry in NOT_YET:
+        if entry.asked(generation):
+            raise unimplemented(entry.field, f"is not implemented yet; {entry.instead}", reason="NOT_YET")
