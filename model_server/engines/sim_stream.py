@@ -1,0 +1,154 @@
+"""A sequence on its way to its reader: draws its tokens, turns them into outputs, keeps those not yet read."""
+
+import asyncio
+from collections import deque
+
+from model_server.engine import EngineError, EngineOutput, EngineRequest
+from model_server.engines.sim_draw import TokenSource
+from model_server.engines.sim_sequence import Sequence
+from model_server.engines.sim_settings import SimSettings
+from model_server.engines.sim_text import OutputText
+from model_server.engines.sim_tokenizer import END_OF_TEXT, SimTokenizer
+from stoker.v1 import inference_pb2
+
+_NOT_ENDED = inference_pb2.FINISH_REASON_UNSPECIFIED
+_STOP = inference_pb2.FINISH_REASON_STOP
+_LENGTH = inference_pb2.FINISH_REASON_LENGTH
+
+
+class SimStream(Sequence):
+    """One request in the simulator. Raises EngineRefused when made from a request that allows no token."""
+
+    __slots__ = (
+        "_end",
+        "_failure",
+        "_include_stop",
+        "_interval",
+        "_limit",
+        "_logprobs",
+        "_min_tokens",
+        "_outbox",
+        "_produced",
+        "_source",
+        "_stop_ids",
+        "_text",
+        "_unsent_ids",
+        "_unsent_logprobs",
+        "_unsent_text",
+        "_waiter",
+        "arrived_at",
+        "finished",
+        "started_at",
+    )
+
+    def __init__(self, request: EngineRequest, settings: SimSettings, tokenizer: SimTokenizer, now: float) -> None:
+        sampling = request.sampling
+        super().__init__(
+            request.prompt_token_ids,
+            settings.block_tokens,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            reads_cache=not sampling.skip_reading_prefix_cache,
+        )
+        self.arrived_at = now
+        self.started_at: float | None = None
+        self.finished = False
+        self._source = TokenSource(request.prompt_token_ids, sampling, tokenizer, settings.eos_probability)
+        self._text: OutputText | None = None
+        if sampling.detokenize or not sampling.HasField("detokenize"):
+            self._text = OutputText(
+                tokenizer,
+                sampling.stop,
+                include_stop=sampling.include_stop_str_in_output,
+                skip_specials=sampling.skip_special_tokens or not sampling.HasField("skip_special_tokens"),
+            )
+        self._limit = min(request.max_tokens, settings.max_model_tokens - len(request.prompt_token_ids))
+        self._min_tokens = sampling.min_tokens
+        self._include_stop = sampling.include_stop_str_in_output
+        self._end = -1 if sampling.ignore_eos else END_OF_TEXT
+        self._stop_ids = frozenset(sampling.stop_token_ids)
+        self._logprobs = sampling.logprobs if sampling.HasField("logprobs") else -1
+        self._interval = sampling.stream_interval if sampling.HasField("stream_interval") else 1
+        self._produced = 0
+        self._unsent_ids: list[int] = []
+        self._unsent_logprobs: list[inference_pb2.TokenLogprobs] = []
+        self._unsent_text = ""
+        self._outbox: deque[EngineOutput] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: EngineError | None = None
+
+    def advance(self) -> None:
+        """Draw the next token; the reader gets it, or with it all that stream_interval held back."""
+        place = self._produced
+        token_id = self._source.token(place)
+        self.tokens.append(token_id)
+        self._produced = place + 1
+        self._unsent_ids.append(token_id)
+        if self._logprobs >= 0:
+            self._unsent_logprobs.append(self._source.logprobs(place, token_id, self._logprobs))
+
+        ended = token_id == self._end
+        stopped = token_id in self._stop_ids
+        text = self._text
+        stop_string = None
+        if text is not None:
+            if not (ended or stopped):
+                self._unsent_text += text.push(token_id, may_stop=place >= self._min_tokens)
+                stop_string = text.stopped_by
+            elif self._include_stop:
+                self._unsent_text += text.push(token_id, may_stop=False)
+
+        reason = _NOT_ENDED
+        if ended or stopped or stop_string is not None:
+            reason = _STOP
+        elif place + 1 >= self._limit:
+            reason = _LENGTH
+        if reason != _NOT_ENDED:
+            self.finished = True
+            if text is not None:
+                self._unsent_text += text.flush()
+            self._send(reason, stop_string, token_id if stopped and not ended else None)
+        elif place == 0 or len(self._unsent_ids) >= self._interval:
+            self._send(reason, None, None)
+
+    def _send(self, reason: inference_pb2.FinishReason, stop_string: str | None, stop_token_id: int | None) -> None:
+        started = self.arrived_at if self.started_at is None else self.started_at
+        self._outbox.append(
+            EngineOutput(
+                self._unsent_text,
+                tuple(self._unsent_ids),
+                tuple(self._unsent_logprobs),
+                (),
+                reason,
+                stop_string,
+                stop_token_id,
+                max(self.cached_tokens, 0),
+                (started - self.arrived_at) * 1000,
+            )
+        )
+        self._unsent_text = ""
+        self._unsent_ids.clear()
+        self._unsent_logprobs.clear()
+        self._wake()
+
+    def fail(self, failure: EngineError) -> None:
+        """Let the reader fail, once it has read what was produced before. A finished stream stays finished."""
+        if not self.finished:
+            self._failure = failure
+            self._wake()
+
+    async def read(self) -> EngineOutput:
+        """The next output. Raises what the stream failed with."""
+        while not self._outbox:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return self._outbox.popleft()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
