@@ -69,7 +69,7 @@ class EngineOutput:
     token_ids: tuple[int, ...]
     logprobs: tuple[inference_pb2.TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[inference_pb2.TokenLogprobs, ...] = ()
-    finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
+    finish_reason: inference_pb2.FinishReason.ValueType = inference_pb2.FINISH_REASON_UNSPECIFIED
     stop_string: str | None = None
     stop_token_id: int | None = None
     cached_tokens: int = 0

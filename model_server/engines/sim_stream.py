@@ -111,7 +111,9 @@ class SimStream(Sequence):
         elif place == 0 or len(self._unsent_ids) >= self._interval:
             self._send(reason, None, None)
 
-    def _send(self, reason: inference_pb2.FinishReason, stop_string: str | None, stop_token_id: int | None) -> None:
+    def _send(
+        self, reason: inference_pb2.FinishReason.ValueType, stop_string: str | None, stop_token_id: int | None
+    ) -> None:
         started = self.arrived_at if self.started_at is None else self.started_at
         self._outbox.append(
             EngineOutput(
