@@ -1,0 +1,62 @@
+"""Folds the parts of a streamed answer into a whole one."""
+
+from stoker.v1.inference_pb2 import (
+    Delta,
+    Finished,
+    GenerateResponse,
+    GenerateStreamResponse,
+    Output,
+    Started,
+)
+
+
+class _Growing:
+    """One output so far. Text is kept in pieces: joining them once is linear, adding them up is not."""
+
+    def __init__(self, index: int) -> None:
+        self._output = Output(index=index)
+        self._texts: list[str] = []
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        self._output.token_ids.extend(delta.token_ids)
+        self._output.logprobs.extend(delta.logprobs)
+        if delta.finish_reason:
+            self._output.finish_reason = delta.finish_reason
+        stopped_by = delta.WhichOneof("stopped_by")
+        if stopped_by == "stop_string":
+            self._output.stop_string = delta.stop_string
+        elif stopped_by == "stop_token_id":
+            self._output.stop_token_id = delta.stop_token_id
+
+    def output(self) -> Output:
+        self._output.text = "".join(self._texts)
+        return self._output
+
+
+class Fold:
+    """What the parts added so far amount to. How they were cut into parts makes no difference."""
+
+    def __init__(self) -> None:
+        self._started: Started | None = None
+        self._finished: Finished | None = None
+        self._outputs: dict[int, _Growing] = {}
+
+    def add(self, part: GenerateStreamResponse) -> None:
+        """Add the next part."""
+        if part.HasField("started"):
+            self._started = self._started or Started()
+            self._started.MergeFrom(part.started)
+        for delta in part.deltas:
+            output = self._outputs.get(delta.index)
+            if output is None:
+                output = self._outputs[delta.index] = _Growing(delta.index)
+            output.add(delta)
+        if part.HasField("finished"):
+            self._finished = self._finished or Finished()
+            self._finished.MergeFrom(part.finished)
+
+    def response(self) -> GenerateResponse:
+        """The whole answer, outputs by index. Without `finished` until the last part was added."""
+        outputs = [self._outputs[index].output() for index in sorted(self._outputs)]
+        return GenerateResponse(started=self._started, outputs=outputs, finished=self._finished)

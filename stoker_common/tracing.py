@@ -1,0 +1,119 @@
+"""Traces: OpenTelemetry spans, sent by OTLP where that is configured and free of charge where it is not."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from stoker_common.failure import first_refusal
+
+# OpenTelemetry's own variable: whoever sets it for all his programs need not set ours.
+ENDPOINT_ENV = "OTEL_EXPORTER_OTLP_ENDPOINT"
+# A collector that does not answer must not hold up a process that exits.
+EXPORT_TIMEOUT_S = 2
+
+_W3C = TraceContextTextMapPropagator()
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """A process's tracer. `provider` is None where spans go nowhere."""
+
+    tracer: Tracer
+    provider: TracerProvider | None = None
+
+    @contextmanager
+    def span(
+        self,
+        name: str,
+        *,
+        parent: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> Iterator[Span]:
+        """A span around the body, current in it, under `parent` (default: the current span).
+
+        An exception marks it with its type, or with its code if it is a Refusal; never with its message, which may
+        quote the prompt.
+        """
+        if self.provider is None:
+            # What the caller sent goes on to whom we call, or the trace would break in two here.
+            token = otel_context.attach(parent) if parent is not None else None
+            try:
+                yield trace.INVALID_SPAN
+            finally:
+                if token is not None:
+                    otel_context.detach(token)
+            return
+        with self.tracer.start_as_current_span(
+            name, parent, kind, attributes, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                span.set_status(Status(StatusCode.ERROR, _kind(error)))
+                raise
+
+    def shutdown(self) -> None:
+        """Send what waits to be sent. Blocks, 2 s or so at the most if the collector is away."""
+        if self.provider is not None:
+            self.provider.shutdown()
+
+
+def configure(
+    service: str,
+    endpoint: str | None = None,
+    *,
+    exporter: SpanExporter | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Tracing:
+    """Tracing for the process called `service` (`stoker-router`).
+
+    Spans go by OTLP over gRPC to `endpoint` (`http://host:4317`; https for TLS), else to the one that
+    OTEL_EXPORTER_OTLP_ENDPOINT names, else nowhere. `exporter` takes them instead, each as it ends: for tests.
+    Nothing global is set.
+    """
+    endpoint = endpoint or environ.get(ENDPOINT_ENV)
+    if exporter is None and not endpoint:
+        return Tracing(trace.NoOpTracer())
+    provider = TracerProvider(resource=Resource.create({"service.name": service}), shutdown_on_exit=False)
+    provider.add_span_processor(
+        SimpleSpanProcessor(exporter) if exporter is not None else BatchSpanProcessor(_otlp(endpoint or ""))
+    )
+    return Tracing(provider.get_tracer("stoker"), provider)
+
+
+def inject() -> tuple[tuple[str, str], ...]:
+    """The current span as gRPC metadata for a call, empty if there is none."""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return tuple(carrier.items())
+
+
+def extract(metadata: Iterable[tuple[str, str | bytes]] | None) -> Context:
+    """The context that a call's metadata carries: the parent for `span`. Metadata that makes no sense carries none."""
+    fields = _W3C.fields
+    carrier = {key: value for key, value in metadata or () if key in fields and isinstance(value, str)}
+    return _W3C.extract(carrier, Context())
+
+
+def _otlp(endpoint: str) -> SpanExporter:
+    # Imported where it is needed: it takes 0.2 s, which every start of the command would pay.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(endpoint, insecure=not endpoint.startswith("https://"), timeout=EXPORT_TIMEOUT_S)
+
+
+def _kind(error: BaseException) -> str:
+    refusal = first_refusal(error)
+    return refusal.code.name if refusal is not None else type(error).__name__
