@@ -1,0 +1,31 @@
+"""The router's settings, section `[router]`. How they are given: docs/configuration.md."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stoker_common.settings import Settings
+
+
+class RouterSettings(Settings):
+    """One router process."""
+
+    zone: str = Field("zone-a", min_length=1, description="zone the router serves first: its Consul datacenter")
+    router_id: str = Field("", description="name in status, traces and logs; default: router-<zone>")
+    listen_host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    listen_port: int = Field(7070, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
+    metrics_host: str = Field("127.0.0.1", description="address for Prometheus to scrape")
+    metrics_port: int = Field(9070, ge=-1, le=65535, description="port for Prometheus; 0 takes any free one, -1 none")
+    consul_address: str = Field("127.0.0.1:8500", description="the zone's Consul agent: host:port or URL")
+    zones: tuple[str, ...] = Field((), description="zones to watch beside its own; default: all that Consul knows")
+    leave_zone_ms: float = Field(50.0, ge=0, description="cost of leaving the zone, beside the way itself, in ms")
+    near_share: float = Field(0.05, ge=0, le=1, description="candidates within this share of the cheapest are alike")
+    sessions: int = Field(100_000, ge=1, description="sessions remembered, the most recent")
+    max_attempts: int = Field(3, ge=1, le=10, description="attempts of a request before its first chunk")
+    ejection_failures: int = Field(5, ge=1, description="failures in a row that eject a server")
+    ejection_base_s: float = Field(30.0, gt=0, description="seconds of a first ejection; each in a row adds as many")
+    ejection_max_s: float = Field(300.0, gt=0, description="longest ejection in seconds")
+    drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")
+    reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
+    otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

@@ -1,0 +1,94 @@
+"""One attempt's accounts: booked when it is dispatched, told apart by how it ended, released whatever happens."""
+
+from types import TracebackType
+from typing import Self
+
+from router.errors import EndpointError, Fault
+from router.flight import Flight
+from router.learned import Learned
+from router.policy import Chosen
+from router.record import load_from_proto
+from router.request import Request
+from stoker.v1 import generation_pb2, inference_pb2
+from stoker_common.refusal import unavailable
+
+
+class Dispatch:
+    """A context around an attempt. Leaving it without `finished` or an EndpointError says nothing of the endpoint."""
+
+    def __init__(
+        self,
+        request: Request,
+        chosen: Chosen,
+        generation: generation_pb2.Generation,
+        flight: Flight,
+        learned: Learned,
+    ) -> None:
+        self._request = request
+        self._member = chosen.candidate.holder.member
+        self._cost = chosen.candidate.cost
+        self._generation = generation
+        self._flight = flight
+        self._learned = learned
+        self._try = flight.begin(chosen)
+        self._started = False
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        computed = self._request.prompt_tokens - self._cost.cached_tokens
+        self._booking = self._learned.ledger.book(self._member.key, computed)
+        self._learned.breakers.dispatched(self._member.key)
+        return self
+
+    def received(self, message: inference_pb2.GenerateStreamResponse) -> bool:
+        """A part came. Whether it is the one that tells how the generation started."""
+        first = message.HasField("started")
+        if first:
+            self._began(message.started)
+        if message.deltas and not self._started:
+            self._started = True
+            self._booking.first_token()
+            self._learned.breakers.answered(self._member.key)
+        self._flight.received(message)
+        return first
+
+    def finished(self, message: inference_pb2.GenerateStreamResponse) -> None:
+        """The last part came."""
+        self._finished = True
+        finished, key = message.finished, self._member.key
+        self._learned.breakers.succeeded(key)
+        self._learned.sizing.observe_output(self._generation, finished.usage.completion_tokens)
+        conversation = self._flight.prompt_tokens + finished.usage.completion_tokens
+        self._learned.sessions.left(self._request.session, key, conversation)
+        if self._flight.first_token_s is not None:
+            waited_ms = (self._flight.first_token_s - self._try.began_s) * 1e3
+            self._learned.ways.observe(
+                self._member.endpoint.zone, waited_ms, finished.timings.ttft.ToNanoseconds() / 1e6
+            )
+
+    def require_finished(self) -> None:
+        """The stream ended. Raises EndpointError if it ended before its last part."""
+        if not self._finished:
+            endpoint = self._member.endpoint
+            message = f"server {endpoint.server} at {endpoint.address} ended the stream without finishing it"
+            raise EndpointError(Fault.SERVER, unavailable(message, reason="SERVER_FAILED"))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._booking.close()
+        breakers, key = self._learned.breakers, self._member.key
+        if isinstance(error, EndpointError):
+            self._flight.failed(error)
+        if isinstance(error, EndpointError) and error.fault in (Fault.LINK, Fault.SERVER):
+            breakers.failed(key, dead_link=error.fault is Fault.LINK)
+        elif not self._finished:
+            breakers.undecided(key)
+
+    def _began(self, started: inference_pb2.Started) -> None:
+        self._flight.prompt_tokens = started.prompt_tokens
+        self._flight.cached_tokens = started.cached_tokens
+        self._learned.sizing.observe_prompt(self._generation, started.prompt_tokens)
+        self._learned.sessions.correct(self._request.session, self._member.key, started.cached_tokens)
+        if started.HasField("load"):
+            self._learned.ledger.report(self._member.key, load_from_proto(started.load))

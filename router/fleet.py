@@ -1,0 +1,69 @@
+"""The one writer of snapshots: joins what the catalog says with what the data path shows."""
+
+from collections.abc import Callable, Collection
+
+from discovery.catalog import CatalogState, CatalogView
+from router.ledger import Key, Ledger
+from router.snapshot import Snapshot, build
+
+
+class Fleet:
+    """Publishes a new snapshot whenever the catalog or the data path has changed. State changes here, synchronously."""
+
+    def __init__(self, ledger: Ledger, on_members: Callable[[Collection[Key]], None]) -> None:
+        """`on_members` is told the members' keys whenever one has come or gone."""
+        self._ledger = ledger
+        self._on_members = on_members
+        self._view = CatalogView()
+        self._dead: frozenset[Key] = frozenset()
+        self._snapshot = Snapshot()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The latest snapshot."""
+        return self._snapshot
+
+    @property
+    def view(self) -> CatalogView:
+        """The latest view of the catalog, for status and metrics."""
+        return self._view
+
+    def publish(self, view: CatalogView) -> None:
+        """The catalog has changed."""
+        before = self._snapshot.members
+        unchanged = _entries(view) == _entries(self._view)
+        self._view = view
+        if unchanged and self._snapshot.known:
+            return
+        self._rebuild()
+        for key, member in self._snapshot.members.items():
+            known = before.get(key)
+            # A record written for another reason repeats an old load; only a new figure is news.
+            if known is None or known.endpoint.load != member.endpoint.load:
+                self._ledger.report(key, member.endpoint.load)
+
+    def data_path(self, key: Key, *, answers: bool) -> None:
+        """The data path to an endpoint was tried."""
+        dead = self._dead - {key} if answers else self._dead | {key}
+        if dead != self._dead:
+            self._dead = dead
+            self._rebuild()
+
+    def doubtful(self) -> list[Key]:
+        """The endpoints that the catalog lost or calls critical: their data path decides."""
+        doubtful = (CatalogState.CRITICAL, CatalogState.MISSING)
+        return [key for key, member in self._snapshot.members.items() if member.catalog_state in doubtful]
+
+    def _rebuild(self) -> None:
+        before = self._snapshot.members.keys()
+        self._snapshot = build(self._view, self._dead)
+        members = self._snapshot.members.keys()
+        self._dead &= members
+        if members != before:
+            self._ledger.keep(members)
+            self._on_members(members)
+
+
+def _entries(view: CatalogView) -> dict[str, object]:
+    """What of a view a snapshot depends on: not how long ago it was confirmed."""
+    return {name: (zone.entries, zone.confirmed_at_s is None) for name, zone in view.zones.items()}

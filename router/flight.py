@@ -1,0 +1,126 @@
+"""One request's life in the router: what was tried, what went out, and when.
+
+Becomes the response's attempts, a log line and metrics.
+"""
+
+from dataclasses import dataclass, field
+
+from google.protobuf.duration_pb2 import Duration
+
+from router.errors import EndpointError
+from router.policy import Chosen
+from stoker.v1 import inference_pb2
+from stoker_common.clock import Clock
+from stoker_common.refusal import Code
+
+
+@dataclass(slots=True)
+class Try:
+    """One attempt: where, since when, what it delivered, how it ended (OK while it runs)."""
+
+    server: str
+    zone: str
+    epoch: str
+    reason: str
+    began_s: float
+    ended_s: float | None = None
+    tokens: int = 0
+    code: Code | None = None
+    failure: str = ""
+
+
+@dataclass(slots=True)
+class Flight:
+    """What happened to one request so far. Times are the clock's seconds."""
+
+    request_id: str
+    clock: Clock
+    began_s: float = field(init=False)
+    model: str = ""  # set when it is known to exist: a caller's invention must not become a metric's label
+    tries: list[Try] = field(default_factory=list)
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    longest_gap_s: float = 0.0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    outcome: str = "cancelled"  # until something else is known: a client that vanishes says nothing
+
+    def __post_init__(self) -> None:
+        self.began_s = self.clock()
+
+    def begin(self, chosen: Chosen) -> Try:
+        """An attempt begins."""
+        endpoint = chosen.candidate.holder.member.endpoint
+        attempt = Try(endpoint.server, endpoint.zone, endpoint.epoch, chosen.reason, self.clock())
+        self.tries.append(attempt)
+        return attempt
+
+    def received(self, message: inference_pb2.GenerateStreamResponse) -> None:
+        """A part came."""
+        tokens = sum(len(delta.token_ids) for delta in message.deltas)
+        if not tokens:
+            return
+        now_s = self.clock()
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        else:
+            self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_token_s)
+        self.last_token_s = now_s
+        self.tokens += tokens
+        self.tries[-1].tokens += tokens
+
+    def failed(self, error: EndpointError) -> None:
+        """The running attempt failed."""
+        attempt = self.tries[-1]
+        attempt.ended_s = self.clock()
+        attempt.code = error.refusal.code
+        attempt.failure = error.refusal.message
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the request's arrival to its first token; None before that."""
+        return None if self.first_token_s is None else self.first_token_s - self.began_s
+
+    @property
+    def itl_s(self) -> float | None:
+        """Mean time between tokens after the first; None with fewer than two."""
+        if self.first_token_s is None or self.tokens < 2:
+            return None
+        return (self.last_token_s - self.first_token_s) / (self.tokens - 1)
+
+    def attempts(self) -> list[inference_pb2.Attempt]:
+        """The tries as the response tells them."""
+        return [self._attempt(attempt) for attempt in self.tries]
+
+    def summary(self) -> dict[str, object]:
+        """The request for a log line: sizes, times and places, never its text."""
+        last = self.tries[-1] if self.tries else None
+        return {
+            "request_id": self.request_id,
+            "model": self.model,
+            "outcome": self.outcome,
+            "server": last.server if last else "",
+            "zone": last.zone if last else "",
+            "pick": last.reason if last else "",
+            "attempts": len(self.tries),
+            "failures": [attempt.failure for attempt in self.tries if attempt.failure],
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "tokens": self.tokens,
+            "ttft_ms": None if self.ttft_s is None else round(self.ttft_s * 1e3, 1),
+            "duration_ms": round((self.clock() - self.began_s) * 1e3, 1),
+        }
+
+    def _attempt(self, attempt: Try) -> inference_pb2.Attempt:
+        lasted = Duration()
+        lasted.FromNanoseconds(int(((attempt.ended_s or self.clock()) - attempt.began_s) * 1e9))
+        return inference_pb2.Attempt(
+            server=attempt.server,
+            zone=attempt.zone,
+            epoch=attempt.epoch,
+            code=attempt.code.value if attempt.code else 0,
+            reason=attempt.failure,
+            duration=lasted,
+            tokens=attempt.tokens,
+        )

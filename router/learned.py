@@ -1,0 +1,20 @@
+"""What the router remembers between requests. Each part is in a file of its own; none outlives the process."""
+
+from dataclasses import dataclass
+
+from router.ejection import Breakers
+from router.ledger import Ledger
+from router.sessions import Sessions
+from router.sizing import Sizing
+from router.ways import Ways
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The parts, together, because whoever ends a request tells all of them."""
+
+    ledger: Ledger
+    breakers: Breakers
+    sessions: Sessions
+    sizing: Sizing
+    ways: Ways

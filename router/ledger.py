@@ -1,0 +1,113 @@
+"""What is in flight on each endpoint: this router's own, known exactly, and the others', as far as reported.
+
+A booking is made when a request is dispatched, before any report can know of it, so that a burst does not herd onto one
+server. In-flight belongs to an epoch: a restarted server starts with none.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from discovery.endpoint import Load
+from stoker_common.clock import Clock
+
+Key = tuple[str, str]  # server, epoch
+
+
+@dataclass(slots=True)
+class Account:
+    """One endpoint's occupancy. Read by scorers, changed only by the ledger.
+
+    `own_*` are this router's requests; `others_*` what a report counted beyond them. Prompt tokens are those expected
+    to be computed: without the cached ones, until the first token.
+    """
+
+    own_streams: int = 0
+    own_prompt_tokens: int = 0
+    others_streams: int = 0
+    others_prompt_tokens: float = 0.0
+    reported_at_s: float = 0.0
+    load: Load = field(default_factory=Load)
+
+    @property
+    def streams(self) -> int:
+        """Streams running or waiting there."""
+        return self.own_streams + self.others_streams
+
+    def waiting_prompt_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
+        """Prompt tokens to be computed before a request sent now: the others' have been worked on since the report."""
+        since = max(0.0, now_s - self.reported_at_s)
+        return self.own_prompt_tokens + max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
+
+
+# Read where nothing is booked, never written.
+NOTHING = Account()
+
+
+class Booking:
+    """One attempt's share of an account. `close` may be called any number of times."""
+
+    __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens")
+
+    def __init__(self, ledger: "Ledger", account: Account, prompt_tokens: int) -> None:
+        self._ledger = ledger
+        self._account = account
+        self._waiting_tokens = prompt_tokens
+        self._open = True
+        account.own_streams += 1
+        account.own_prompt_tokens += prompt_tokens
+
+    def first_token(self) -> None:
+        """The prompt is computed."""
+        self._account.own_prompt_tokens -= self._waiting_tokens
+        self._waiting_tokens = 0
+
+    def close(self) -> None:
+        """The attempt is over, however it ended."""
+        if self._open:
+            self._open = False
+            self.first_token()
+            self._account.own_streams -= 1
+            self._ledger.closed(self)
+
+
+class Ledger:
+    """The accounts of all endpoints."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._accounts: dict[Key, Account] = {}
+        self._in_flight = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that are booked and not closed, over all endpoints."""
+        return self._in_flight
+
+    @property
+    def accounts(self) -> Mapping[Key, Account]:
+        """Accounts by server and epoch. A live view; read it and let go of it before the next await."""
+        return self._accounts
+
+    def book(self, key: Key, prompt_tokens: int) -> Booking:
+        """Book an attempt that will compute `prompt_tokens`."""
+        self._in_flight += 1
+        return Booking(self, self._accounts.setdefault(key, Account()), prompt_tokens)
+
+    def closed(self, _booking: Booking) -> None:
+        """For bookings: one is over."""
+        self._in_flight -= 1
+
+    def report(self, key: Key, load: Load) -> None:
+        """An endpoint reported its load just now. What it counts beyond our own is the others'."""
+        account = self._accounts.setdefault(key, Account())
+        account.load = load
+        account.reported_at_s = self._clock()
+        account.others_streams = max(0, load.running + load.waiting - account.own_streams)
+        account.others_prompt_tokens = max(0.0, load.waiting_prompt_tokens - account.own_prompt_tokens)
+
+    def keep(self, keys: Iterable[Key]) -> None:
+        """Forget accounts of endpoints that are gone and on which nothing of ours runs."""
+        kept = set(keys)
+        gone = [key for key, account in self._accounts.items() if key not in kept and account.own_streams == 0]
+        for key in gone:
+            del self._accounts[key]

@@ -1,0 +1,124 @@
+"""The router's metrics. Labels are bounded: models that servers listed, zones, servers, reasons from the code."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from router.ejection import Breakers, BreakerState
+from router.fleet import Fleet
+from router.flight import Flight
+from router.ledger import NOTHING, Ledger
+from stoker_common.clock import Clock
+from stoker_common.metrics import ITL_BUCKETS_S, TTFT_BUCKETS_S
+
+
+class RouterMetrics:
+    """What the router counts itself, request by request: nothing here is done for each token."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "stoker_router_requests",
+            "Requests by model, by the zone that answered last, and by outcome (ok, or a status in lower case).",
+            ("model", "zone", "outcome"),
+            registry=registry,
+        )
+        self.ttft = Histogram(
+            "stoker_router_ttft_seconds",
+            "From a request's arrival to its first token.",
+            ("model", "zone"),
+            buckets=TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        self.itl = Histogram(
+            "stoker_router_itl_seconds",
+            "Mean time between the tokens of a request.",
+            ("model", "zone"),
+            buckets=ITL_BUCKETS_S,
+            registry=registry,
+        )
+        self.longest_gap = Histogram(
+            "stoker_router_longest_gap_seconds",
+            "Longest time between two tokens of a request.",
+            ("model", "zone"),
+            buckets=TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "stoker_router_tokens", "Tokens relayed to callers.", ("model", "zone"), registry=registry
+        )
+        self.picks = Counter(
+            "stoker_router_picks",
+            "Attempts by the picked server's zone and by the term that decided.",
+            ("zone", "reason"),
+            registry=registry,
+        )
+        self.failovers = Counter(
+            "stoker_router_failovers",
+            "Attempts that failed before their first chunk and were followed by another, by what failed.",
+            ("fault",),
+            registry=registry,
+        )
+        self.in_flight = Gauge("stoker_router_in_flight", "Requests in flight.", registry=registry)
+
+    def observe(self, flight: Flight) -> None:
+        """A request is over."""
+        zone = flight.tries[-1].zone if flight.tries else ""
+        self.requests.labels(flight.model, zone, flight.outcome).inc()
+        if flight.ttft_s is not None:
+            self.ttft.labels(flight.model, zone).observe(flight.ttft_s)
+            self.tokens.labels(flight.model, zone).inc(flight.tokens)
+        if flight.itl_s is not None:
+            self.itl.labels(flight.model, zone).observe(flight.itl_s)
+            self.longest_gap.labels(flight.model, zone).observe(flight.longest_gap_s)
+
+
+class FleetCollector(Collector):
+    """What the router knows of servers and catalog, read when Prometheus asks."""
+
+    def __init__(self, fleet: Fleet, ledger: Ledger, breakers: Breakers, clock: Clock) -> None:
+        self._fleet = fleet
+        self._ledger = ledger
+        self._breakers = breakers
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        age = GaugeMetricFamily(
+            "stoker_router_catalog_age_seconds", "Since the zone's catalog was last confirmed.", labels=["zone"]
+        )
+        for zone in list(self._fleet.view.zones.values()):
+            if zone.confirmed_at_s is not None:
+                age.add_metric([zone.zone], self._clock() - zone.confirmed_at_s)
+        yield age
+
+        breaker = GaugeMetricFamily(
+            "stoker_router_breaker_state",
+            "1 for the state the server's breaker is in.",
+            labels=["server", "zone", "state"],
+        )
+        in_flight = GaugeMetricFamily(
+            "stoker_router_server_in_flight", "This router's requests on the server.", labels=["server", "zone"]
+        )
+        booked = GaugeMetricFamily(
+            "stoker_router_server_booked_prompt_tokens",
+            "Prompt tokens that this router sent to the server and that are not computed yet.",
+            labels=["server", "zone"],
+        )
+        queue = GaugeMetricFamily(
+            "stoker_router_server_queue",
+            "Requests waiting in the server's engine, as last reported.",
+            labels=["server", "zone"],
+        )
+        # Members are replaced as a whole by the event loop, while this runs in the exporter's thread.
+        for key, member in self._fleet.snapshot.members.items():
+            labels = [member.endpoint.server, member.endpoint.zone]
+            account = self._ledger.accounts.get(key, NOTHING)
+            state = self._breakers.state(key)
+            for each in BreakerState:
+                breaker.add_metric([*labels, each.value], float(each is state))
+            in_flight.add_metric(labels, account.own_streams)
+            booked.add_metric(labels, account.own_prompt_tokens)
+            queue.add_metric(labels, account.load.waiting)
+        yield from (breaker, in_flight, booked, queue)

@@ -1,0 +1,141 @@
+"""Where a request should go: filter the holders of its model, cost each, pick the cheapest. Pure over a snapshot."""
+
+import random
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from router import filters, scorers
+from router.ejection import Breakers
+from router.ledger import NOTHING, Account, Key
+from router.request import Request
+from router.scorers import Cost, Rates
+from router.snapshot import Holder, Snapshot
+
+
+class Candidate(NamedTuple):
+    """A holder that may get the request, and what it would cost there."""
+
+    holder: Holder
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a request can choose from: candidates cheapest first, and why the other holders are none."""
+
+    candidates: tuple[Candidate, ...]
+    excluded: Mapping[Key, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The candidate that was picked, and the term that decided."""
+
+    candidate: Candidate
+    reason: str
+    candidates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What is known at the moment of a pick, beside the snapshot. Read-only here."""
+
+    accounts: Mapping[Key, Account]
+    breakers: Breakers
+    # Tokens of the request's session by server and epoch.
+    held: Mapping[Key, int]
+    # The way to each other zone in ms, as measured.
+    ways_ms: Mapping[str, float]
+    now_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of choice, for a router in `zone`."""
+
+    zone: str
+    rates: Rates
+    # Candidates whose cost is within this share of the cheapest, or this time, are as good: one at random, so that
+    # routers that see the same do not all do the same.
+    near_share: float = 0.05
+    near_ms: float = 1.0
+
+    def weigh(self, request: Request, snapshot: Snapshot, tried: Collection[Key], conditions: Conditions) -> Choices:
+        """Filter and cost the holders of the request's model.
+
+        When experience has ejected every holder that is left, its word counts no more than a guess, and all of them are
+        candidates again (Envoy's panic rule).
+        """
+        fit: list[Holder] = []
+        ejected: list[Holder] = []
+        excluded: dict[Key, str] = {}
+        for holder in snapshot.holders.get(request.model, ()):
+            key = holder.member.key
+            if why := filters.tried(key, tried):
+                excluded[key] = why
+            elif why := filters.ejected(key, conditions.breakers):
+                excluded[key] = why
+                ejected.append(holder)
+            else:
+                fit.append(holder)
+        if not fit and ejected:
+            fit = ejected
+            for holder in ejected:
+                del excluded[holder.member.key]
+        candidates = sorted(
+            (Candidate(holder, self._cost(request, holder, conditions)) for holder in fit),
+            key=lambda candidate: candidate.cost.total_ms,
+        )
+        return Choices(tuple(candidates), excluded)
+
+    def pick(self, choices: Choices, rng: random.Random) -> Chosen | None:
+        """The cheapest candidate, at random among near ties; None if there is none."""
+        candidates = choices.candidates
+        if not candidates:
+            return None
+        best_ms = candidates[0].cost.total_ms
+        limit_ms = best_ms + max(self.near_ms, best_ms * self.near_share)
+        near = sum(candidate.cost.total_ms <= limit_ms for candidate in candidates)
+        chosen = candidates[rng.randrange(near)] if near > 1 else candidates[0]
+        return Chosen(chosen, _reason(chosen, candidates, near), len(candidates))
+
+    def _cost(self, request: Request, holder: Holder, conditions: Conditions) -> Cost:
+        member = holder.member
+        zone = member.endpoint.zone
+        way_ms = 0.0 if zone == self.zone else conditions.ways_ms.get(zone, 0.0) + self.rates.leave_zone_ms
+        return scorers.cost(
+            request,
+            holder,
+            conditions.accounts.get(member.key, NOTHING),
+            conditions.held.get(member.key, 0),
+            way_ms,
+            self.rates,
+            conditions.now_s,
+        )
+
+
+# What to call it when a term decides.
+_DECIDED_BY = {
+    "ready_ms": "model already warm",
+    "queue_ms": "shortest queue",
+    "prefill_ms": "fastest prefill",
+    "decode_ms": "fewest streams",
+    "zone_ms": "nearest zone",
+}
+
+
+def _reason(chosen: Candidate, candidates: tuple[Candidate, ...], near: int) -> str:
+    """The term in which the chosen one is farthest ahead of the next best."""
+    if len(candidates) == 1:
+        return "only candidate"
+    if near == len(candidates):
+        return "all alike"
+    # The one it was really chosen over: the best that was no near tie.
+    over = candidates[near]
+    lead, term = max((getattr(over.cost, term) - getattr(chosen.cost, term), term) for term in _DECIDED_BY)
+    if lead <= 0:
+        return "all alike"
+    if term == "prefill_ms" and chosen.cost.cached_tokens > over.cost.cached_tokens:
+        return "session's cache"
+    return _DECIDED_BY[term]

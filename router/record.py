@@ -1,0 +1,82 @@
+"""Records between the catalog's form and the API's."""
+
+from google.protobuf.duration_pb2 import Duration
+
+from discovery.endpoint import Endpoint, Load, ModelState, Residency
+from stoker.v1 import endpoint_pb2
+
+_RESIDENCY = {
+    Residency.HOT: endpoint_pb2.RESIDENCY_HOT,
+    Residency.ASLEEP: endpoint_pb2.RESIDENCY_ASLEEP,
+    Residency.STAGED: endpoint_pb2.RESIDENCY_STAGED,
+    Residency.LISTED: endpoint_pb2.RESIDENCY_LISTED,
+}
+
+
+def seconds(value: float) -> Duration:
+    """A time in seconds as the API tells it."""
+    duration = Duration()
+    duration.FromNanoseconds(round(value * 1e9))
+    return duration
+
+
+def load_from_proto(load: endpoint_pb2.Load) -> Load:
+    """A load that a server reported with an answer."""
+    return Load(
+        running=load.running,
+        waiting=load.waiting,
+        kv_usage=load.kv_usage,
+        utilization=load.utilization,
+        memory_usage=load.memory_usage,
+        waiting_prompt_tokens=load.waiting_prompt_tokens,
+        prefill_tokens_per_second=load.prefill_tokens_per_second,
+        itl_ms=load.itl.ToNanoseconds() / 1e6,
+    )
+
+
+def load_to_proto(load: Load) -> endpoint_pb2.Load:
+    """A load for the API."""
+    return endpoint_pb2.Load(
+        running=load.running,
+        waiting=load.waiting,
+        kv_usage=load.kv_usage,
+        utilization=load.utilization,
+        memory_usage=load.memory_usage,
+        waiting_prompt_tokens=load.waiting_prompt_tokens,
+        prefill_tokens_per_second=load.prefill_tokens_per_second,
+        itl=seconds(load.itl_ms / 1e3) if load.itl_ms else None,
+    )
+
+
+def model_to_proto(model: ModelState) -> endpoint_pb2.Model:
+    """A model's state for the API."""
+    return endpoint_pb2.Model(
+        name=model.name,
+        residency=_RESIDENCY[model.residency],
+        time_to_ready=seconds(model.time_to_ready_ms / 1e3),
+        max_model_tokens=model.max_model_tokens,
+        base=model.base,
+    )
+
+
+def endpoint_to_proto(endpoint: Endpoint, load: Load) -> endpoint_pb2.Endpoint:
+    """A record for the API, with the freshest load known."""
+    return endpoint_pb2.Endpoint(
+        server=endpoint.server,
+        address=endpoint.address,
+        zone=endpoint.zone,
+        epoch=endpoint.epoch,
+        engine=endpoint.engine,
+        engine_version=endpoint.engine_version,
+        accelerator=endpoint_pb2.Accelerator(
+            kind=endpoint.accelerator,
+            count=endpoint.accelerator_count,
+            memory_bytes=endpoint.accelerator_memory_bytes,
+        ),
+        capacity=endpoint_pb2.Capacity(max_streams=endpoint.max_streams, kv_tokens=endpoint.kv_tokens),
+        link_version=endpoint.link_version,
+        models=[model_to_proto(model) for model in endpoint.models],
+        load=load_to_proto(load),
+        numerics_class=endpoint.numerics_class,
+        resume_modes=[endpoint_pb2.ResumeMode.Value(mode) for mode in endpoint.resume_modes],
+    )

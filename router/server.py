@@ -1,0 +1,149 @@
+"""A router process's parts put together and run: watch the catalog, serve, drain. The outside world is passed in."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import grpc.aio
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from discovery.catalog import CatalogView, Watcher
+from discovery.endpoint import Endpoint
+from router.attempt import Transport
+from router.config import RouterSettings
+from router.data_path import DataPath
+from router.ejection import Breakers, EjectionRules
+from router.fleet import Fleet
+from router.learned import Learned
+from router.ledger import Key, Ledger
+from router.metrics import FleetCollector, RouterMetrics
+from router.policy import Policy
+from router.report import Identity, Report
+from router.router import RetryRules, Router
+from router.scorers import Rates
+from router.service import InferenceService, ModelService, RouterService
+from router.sessions import Sessions
+from router.sizing import Sizing
+from router.ways import Ways
+from stoker_common.channel import server_options
+from stoker_common.clock import Clock
+from stoker_common.health import SERVICE as HEALTH_SERVICE
+from stoker_common.health import Health
+from stoker_common.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+SERVICES = ("stoker.v1.InferenceService", "stoker.v1.ModelService", "stoker.v1.RouterService")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a router process needs from outside."""
+
+    watcher: Watcher
+    transport: Transport
+    traces: Tracing
+    clock: Clock
+    rng: random.Random
+
+
+class RouterServer:
+    """One router. `run` serves until `stop` is called; build as many in a process as you like."""
+
+    def __init__(self, settings: RouterSettings, identity: Identity, world: World) -> None:
+        self._settings = settings
+        self._world = world
+        self._stop = asyncio.Event()
+        self.registry = CollectorRegistry()
+        self.learned = Learned(
+            ledger=Ledger(world.clock),
+            breakers=Breakers(
+                EjectionRules(settings.ejection_failures, settings.ejection_base_s, settings.ejection_max_s),
+                world.clock,
+                world.rng,
+            ),
+            sessions=Sessions(settings.sessions),
+            sizing=Sizing(),
+            ways=Ways(),
+        )
+        self.fleet = Fleet(self.learned.ledger, self._members_changed)
+        self.router = Router(
+            fleet=self.fleet,
+            policy=Policy(settings.zone, Rates(leave_zone_ms=settings.leave_zone_ms), settings.near_share),
+            learned=self.learned,
+            transport=world.transport,
+            metrics=RouterMetrics(self.registry),
+            traces=world.traces,
+            clock=world.clock,
+            rng=world.rng,
+            retry=RetryRules(settings.max_attempts),
+        )
+        self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
+        self.report = Report(identity, self.router, self.fleet, self.learned)
+        self._data_path = DataPath(self.fleet, world.transport, self._forget, rng=world.rng)
+        self._health = Health(SERVICES)
+        self.port = 0
+
+    async def run(self, started: asyncio.Event | None = None) -> None:
+        """Serve until `stop`, then let what is in flight end. Raises OSError if the port cannot be had."""
+        server = await self._listen()
+        await server.start()
+        log.info("listening", extra={"address": f"{self._settings.listen_host}:{self.port}"})
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = [
+                    tasks.create_task(self._world.watcher.run(self._publish), name="catalog"),
+                    tasks.create_task(self._data_path.run(), name="data path"),
+                ]
+                if started is not None:
+                    started.set()
+                await self._stop.wait()
+                await self._drain(server)
+                for task in watching:
+                    task.cancel()
+        finally:
+            await server.stop(None)
+            await self._world.transport.close()
+
+    def stop(self) -> None:
+        """Take no new requests, finish those in flight within the limit, return from `run`. May be called twice."""
+        self._stop.set()
+
+    async def _listen(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=server_options())
+        for service in (
+            InferenceService(self.router, self._world.clock),
+            ModelService(self.report),
+            RouterService(self.report, self._world.clock),
+        ):
+            server.add_generic_rpc_handlers((service.handler(),))
+        server.add_generic_rpc_handlers((self._health.handlers(),))
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+        address = f"{self._settings.listen_host}:{self._settings.listen_port}"
+        try:
+            self.port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the port taken? Set listen_port to another") from error
+        return server
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        log.info("draining", extra={"in_flight": self.learned.ledger.in_flight})
+        self._health.set(serving=False)
+        await server.stop(self._settings.drain_seconds)
+
+    def _publish(self, view: CatalogView) -> None:
+        self.fleet.publish(view)
+        # Before the catalog was read, no request could be answered.
+        if self.fleet.snapshot.known and not self._stop.is_set():
+            self._health.set(serving=True)
+
+    def _members_changed(self, members: Collection[Key]) -> None:
+        self.learned.breakers.keep(members)
+        self._world.transport.keep(members)
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        self._world.watcher.forget(endpoint.zone, endpoint.server, endpoint.epoch)

@@ -1,0 +1,123 @@
+"""The router's gRPC services. Thin: parse, ask the router, answer; refusals become statuses in `stoker_common.wire`."""
+
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import grpc
+
+from router.report import Report
+from router.router import Router
+from stoker.v1 import generation_pb2, inference_pb2, model_pb2, router_pb2
+from stoker_common import tracing, wire
+from stoker_common.clock import Clock
+from stoker_common.fold import Fold
+from stoker_common.refusal import unimplemented
+from stoker_common.validate import check_generation
+from stoker_common.wire import Context
+
+
+class InferenceService:
+    """`stoker.v1.InferenceService`, relayed. Both methods take the same way; the unary one folds the parts."""
+
+    def __init__(self, router: Router, clock: Clock) -> None:
+        self._router = router
+        self._clock = clock
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service for `server.add_generic_rpc_handlers`."""
+        return wire.service(
+            "stoker.v1.InferenceService",
+            {
+                "Generate": wire.unary_unary(self._generate, inference_pb2.GenerateRequest),
+                "GenerateStream": wire.unary_stream(self._generate_stream, inference_pb2.GenerateStreamRequest),
+            },
+        )
+
+    async def _generate(self, request: inference_pb2.GenerateRequest, context: Context) -> wire.Response:
+        fold = Fold()
+        async with aclosing(self._parts(request.generation, context)) as parts:
+            async for data in parts:
+                fold.add(inference_pb2.GenerateStreamResponse.FromString(data))
+        return fold.response()
+
+    async def _generate_stream(
+        self, request: inference_pb2.GenerateStreamRequest, context: Context
+    ) -> AsyncGenerator[wire.Response, None]:
+        async with aclosing(self._parts(request.generation, context)) as parts:
+            async for data in parts:
+                yield data
+
+    def _parts(self, generation: generation_pb2.Generation, context: Context) -> AsyncGenerator[bytes, None]:
+        check_generation(generation)
+        if not generation.request_id:
+            generation.request_id = uuid.uuid4().hex
+        remaining_s: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
+        deadline_s = None if remaining_s is None else self._clock() + remaining_s
+        return self._router.generate(generation, deadline_s, tracing.extract(context.invocation_metadata()))
+
+
+class ModelService:
+    """`stoker.v1.ModelService` over all servers that the router sees."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service for `server.add_generic_rpc_handlers`."""
+        return wire.service(
+            "stoker.v1.ModelService",
+            {
+                "ListModels": wire.unary_unary(self._list_models, model_pb2.ListModelsRequest),
+                "LoadModel": wire.unary_stream(_not_yet_stream("LoadModel"), model_pb2.LoadModelRequest),
+                "SleepModel": wire.unary_unary(_not_yet("SleepModel"), model_pb2.SleepModelRequest),
+                "WakeModel": wire.unary_stream(_not_yet_stream("WakeModel"), model_pb2.WakeModelRequest),
+                "UnloadModel": wire.unary_unary(_not_yet("UnloadModel"), model_pb2.UnloadModelRequest),
+            },
+        )
+
+    async def _list_models(self, request: model_pb2.ListModelsRequest, context: Context) -> wire.Response:
+        return self._report.models(request.zone, request.model)
+
+
+class RouterService:
+    """`stoker.v1.RouterService`."""
+
+    def __init__(self, report: Report, clock: Clock) -> None:
+        self._report = report
+        self._clock = clock
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service for `server.add_generic_rpc_handlers`."""
+        return wire.service(
+            "stoker.v1.RouterService",
+            {
+                "Route": wire.unary_unary(_not_yet("Route"), router_pb2.RouteRequest),
+                "Explain": wire.unary_unary(self._explain, router_pb2.ExplainRequest),
+                "Status": wire.unary_unary(self._status, router_pb2.StatusRequest),
+            },
+        )
+
+    async def _explain(self, request: router_pb2.ExplainRequest, context: Context) -> wire.Response:
+        check_generation(request.generation)
+        return self._report.explain(request.generation)
+
+    async def _status(self, request: router_pb2.StatusRequest, context: Context) -> wire.Response:
+        return self._report.status(request.zone, self._clock())
+
+
+def _not_yet(method: str) -> Callable[[object, Context], Awaitable[wire.Response]]:
+    """A method that the API names and the router does not do yet."""
+
+    async def refuse(request: object, context: Context) -> wire.Response:
+        raise unimplemented(method, "this method is not there yet")
+
+    return refuse
+
+
+def _not_yet_stream(method: str) -> Callable[[object, Context], AsyncGenerator[wire.Response, None]]:
+    async def refuse(request: object, context: Context) -> AsyncGenerator[wire.Response, None]:
+        raise unimplemented(method, "this method is not there yet")
+        yield b""  # makes it a generator
+
+    return refuse

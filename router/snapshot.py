@@ -1,0 +1,73 @@
+"""One immutable view of all endpoints: what the catalog says of each and whether its data path answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from discovery.catalog import CatalogState, CatalogView
+from discovery.endpoint import Endpoint, ModelState
+from router.ledger import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An endpoint as the policies see it. `answers` is False once its data path was tried and found dead."""
+
+    key: Key
+    endpoint: Endpoint
+    catalog_state: CatalogState
+    answers: bool = True
+
+    @property
+    def absent(self) -> str:
+        """Why the endpoint can serve nobody, by catalog and data path together; empty if it can.
+
+        What a server or an operator said counts at once. What the catalog merely lost, or calls critical, counts only
+        when the data path agrees: agents forget, and gossip is slow.
+        """
+        if self.catalog_state in (CatalogState.LEAVING, CatalogState.MAINTENANCE):
+            return str(self.catalog_state.value)
+        if self.catalog_state is not CatalogState.PASSING and not self.answers:
+            return f"{self.catalog_state.value} and not answering"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A member that can serve one model, and the model's state there."""
+
+    member: Member
+    model: ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All members by server and epoch, and for each model the members that can serve it."""
+
+    members: Mapping[Key, Member] = field(default_factory=lambda: MappingProxyType({}))
+    holders: Mapping[str, tuple[Holder, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    # Every model that any member lists, also where it cannot be served now: tells "unknown" from "not now".
+    models: frozenset[str] = frozenset()
+    # Whether any zone's catalog was ever read: tells "no such model" from "nothing known yet".
+    known: bool = False
+
+
+def build(view: CatalogView, dead: frozenset[Key]) -> Snapshot:
+    """The snapshot of a catalog's view, given the keys whose data path is dead."""
+    members: dict[Key, Member] = {}
+    holders: dict[str, list[Holder]] = {}
+    for zone in view.zones.values():
+        for entry in zone.entries.values():
+            key = (entry.endpoint.server, entry.endpoint.epoch)
+            member = Member(key, entry.endpoint, entry.state, key not in dead)
+            members[key] = member
+            for model in entry.endpoint.models:
+                serving = holders.setdefault(model.name, [])
+                if not member.absent:
+                    serving.append(Holder(member, model))
+    return Snapshot(
+        members=MappingProxyType(members),
+        holders=MappingProxyType({name: tuple(serving) for name, serving in holders.items()}),
+        models=frozenset(holders),
+        known=any(zone.confirmed_at_s is not None for zone in view.zones.values()),
+    )
