@@ -178,8 +178,8 @@ class SimEngine:
         if step is None:
             return
         for stream, _ in step.prefills:
-            if stream.started_at is None:
-                stream.started_at = at
+            if stream.queue_ms is None:
+                stream.queue_ms = max(0.0, at - stream.arrived_at) * 1000
         self._due = at + step_seconds(self.settings, step) * faults.slow_factor
         self._step_timer = self._clock.call_at(self._due, self._end_step)
 

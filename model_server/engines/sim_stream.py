@@ -38,7 +38,7 @@ class SimStream(Sequence):
         "_waiter",
         "arrived_at",
         "finished",
-        "started_at",
+        "queue_ms",
     )
 
     def __init__(self, request: EngineRequest, settings: SimSettings, tokenizer: SimTokenizer, now: float) -> None:
@@ -51,7 +51,8 @@ class SimStream(Sequence):
             reads_cache=not sampling.skip_reading_prefix_cache,
         )
         self.arrived_at = now
-        self.started_at: float | None = None
+        # How long it waited to run for the first time; None before that.
+        self.queue_ms: float | None = None
         self.finished = False
         self._source = TokenSource(request.prompt_token_ids, sampling, tokenizer, settings.eos_probability)
         self._text: OutputText | None = None
@@ -70,7 +71,7 @@ class SimStream(Sequence):
         self._logprobs = sampling.logprobs if sampling.HasField("logprobs") else -1
         self._interval = sampling.stream_interval if sampling.HasField("stream_interval") else 1
         self._produced = 0
-        self._unsent_ids: list[int] = []
+        self._unsent_ids: tuple[int, ...] = ()
         self._unsent_logprobs: list[inference_pb2.TokenLogprobs] = []
         self._unsent_text = ""
         self._outbox: deque[EngineOutput] = deque()
@@ -83,20 +84,20 @@ class SimStream(Sequence):
         token_id = self._source.token(place)
         self.tokens.append(token_id)
         self._produced = place + 1
-        self._unsent_ids.append(token_id)
         if self._logprobs >= 0:
             self._unsent_logprobs.append(self._source.logprobs(place, token_id, self._logprobs))
 
         ended = token_id == self._end
         stopped = token_id in self._stop_ids
         text = self._text
+        new_text = ""
         stop_string = None
         if text is not None:
             if not (ended or stopped):
-                self._unsent_text += text.push(token_id, may_stop=place >= self._min_tokens)
+                new_text = text.push(token_id, may_stop=place >= self._min_tokens)
                 stop_string = text.stopped_by
             elif self._include_stop:
-                self._unsent_text += text.push(token_id, may_stop=False)
+                new_text = text.push(token_id, may_stop=False)
 
         reason = _NOT_ENDED
         if ended or stopped or stop_string is not None:
@@ -106,31 +107,35 @@ class SimStream(Sequence):
         if reason != _NOT_ENDED:
             self.finished = True
             if text is not None:
-                self._unsent_text += text.flush()
-            self._send(reason, stop_string, token_id if stopped and not ended else None)
-        elif place == 0 or len(self._unsent_ids) >= self._interval:
-            self._send(reason, None, None)
+                new_text += text.flush()
+        elif 0 < place and len(self._unsent_ids) + 1 < self._interval:
+            self._unsent_ids += (token_id,)
+            self._unsent_text += new_text
+            return
+        self._send(token_id, new_text, reason, stop_string, token_id if stopped and not ended else None)
 
     def _send(
-        self, reason: inference_pb2.FinishReason.ValueType, stop_string: str | None, stop_token_id: int | None
+        self,
+        token_id: int,
+        new_text: str,
+        reason: inference_pb2.FinishReason.ValueType,
+        stop_string: str | None,
+        stop_token_id: int | None,
     ) -> None:
-        started = self.arrived_at if self.started_at is None else self.started_at
-        self._outbox.append(
-            EngineOutput(
-                self._unsent_text,
-                tuple(self._unsent_ids),
-                tuple(self._unsent_logprobs),
-                (),
-                reason,
-                stop_string,
-                stop_token_id,
-                max(self.cached_tokens, 0),
-                (started - self.arrived_at) * 1000,
-            )
+        token_ids: tuple[int, ...] = (token_id,)
+        if self._unsent_ids:
+            token_ids = self._unsent_ids + token_ids
+            new_text = self._unsent_text + new_text
+            self._unsent_ids = ()
+            self._unsent_text = ""
+        logprobs: tuple[inference_pb2.TokenLogprobs, ...] = ()
+        if self._unsent_logprobs:
+            logprobs = tuple(self._unsent_logprobs)
+            self._unsent_logprobs.clear()
+        output = EngineOutput(
+            new_text, token_ids, logprobs, (), reason, stop_string, stop_token_id, self.cached_tokens, self.queue_ms
         )
-        self._unsent_text = ""
-        self._unsent_ids.clear()
-        self._unsent_logprobs.clear()
+        self._outbox.append(output)
         self._wake()
 
     def fail(self, failure: EngineError) -> None:

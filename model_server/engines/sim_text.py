@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 
-from model_server.engines.sim_tokenizer import FIRST_LEAD, FIRST_PLAIN, FIRST_TAIL, REPLACEMENT, SimTokenizer, paired
+from model_server.engines.sim_tokenizer import (
+    FIRST_LEAD,
+    FIRST_PLAIN,
+    FIRST_TAIL,
+    FIRST_WORD,
+    REPLACEMENT,
+    SimTokenizer,
+    paired,
+    word,
+)
 
 
 class OutputText:
@@ -23,7 +32,10 @@ class OutputText:
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
         """The text that can be sent now. Sets `stopped_by` when a stop string ends the output; then nothing follows."""
-        text = self._decode(token_id)
+        if token_id >= FIRST_WORD and not self._lead:
+            text = word(token_id - FIRST_WORD)
+        else:
+            text = self._decode(token_id)
         if not self._stops:
             return text
         return self._after_stops(text, may_stop=may_stop)

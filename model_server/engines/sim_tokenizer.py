@@ -39,17 +39,18 @@ REPLACEMENT = "\ufffd"
 
 
 def word(rank: int) -> str:
-    """The word with this rank, from 0, with the space before it."""
+    """The word with this rank, from 0, with the space before it. Its first syllable is the one that differs most."""
     if rank < _BASE:
         return " " + _SYLLABLES[rank]
     if rank < _SHORTER[1]:
         rank -= _BASE
         return f" {_SYLLABLES[rank % _BASE]}{_SYLLABLES[rank // _BASE]}"
-    syllables = 3 if rank < _SHORTER[2] else 4
-    rank -= _SHORTER[syllables - 2]
+    if rank < _SHORTER[2]:
+        rank -= _SHORTER[1]
+        return f" {_SYLLABLES[rank % _BASE]}{_SYLLABLES[rank // _BASE % _BASE]}{_SYLLABLES[rank // _BASE**2]}"
+    rank -= _SHORTER[2]
     letters = " "
-    for _ in range(syllables):
-        # The digit that differs most comes first, for words that look different.
+    for _ in range(4):
         rank, digit = divmod(rank, _BASE)
         letters += _SYLLABLES[digit]
     return letters
