@@ -1,0 +1,196 @@
+"""vLLM's interfaces that Stoker uses, and where its releases from 0.26 to 0.32 differ. The one file that imports vLLM.
+
+AsyncLLM's own methods are steady; stat loggers, the input's form, `propagate_error` and the configs read here are not
+(docs/adr/0021). Apply `vllm_settings.environment` before importing this module.
+"""
+
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch
+import vllm
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.inputs import TokensPrompt, tokens_input
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+__all__ = [
+    "AsyncLLM",
+    "EngineDeadError",
+    "EngineGenerateError",
+    "RepetitionDetectionParams",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "StructuredOutputsParams",
+]
+
+try:
+    from vllm.exceptions import VLLMClientError
+except ImportError:  # 0.26: what is wrong with a request is a ValueError.
+    VLLMClientError = ValueError
+
+# What vLLM raises for a request it does not take.
+REFUSALS: tuple[type[Exception], ...] = (VLLMClientError, ValueError)
+
+# What `record` of a stat logger is called with: the scheduler's stats, absent in some steps.
+OnStep = Callable[[Any], None]
+
+
+def version() -> str:
+    """The installed vLLM's version."""
+    return str(vllm.__version__)
+
+
+def sampling_fields() -> frozenset[str]:
+    """The names of the installed vLLM's sampling parameters."""
+    return frozenset(SamplingParams.__struct_fields__)
+
+
+def start(arguments: Mapping[str, Any], on_step: OnStep) -> AsyncLLM:
+    """Load a model; blocks until it can generate. Arguments that the installed vLLM lacks are left out if None.
+
+    Raises whatever vLLM raises. The calling thread must live as long as the engine (parent_death).
+    """
+    known = {f.name for f in dataclasses.fields(AsyncEngineArgs)}
+    missing = {key for key, value in arguments.items() if key not in known and value is not None}
+    if missing:
+        raise ValueError(f"vLLM {version()} has no setting {', '.join(sorted(missing))}: remove it")
+    config = AsyncEngineArgs(**{key: value for key, value in arguments.items() if value is not None})
+    # No default stat loggers: they print. With ours alone, stats are made and nothing is printed.
+    return AsyncLLM.from_vllm_config(
+        config.create_engine_config(),
+        stat_loggers=[_stat_logger(on_step)],
+        disable_log_stats=True,
+        # A request's log line has its prompt.
+        enable_log_requests=False,
+    )
+
+
+def generate(
+    llm: AsyncLLM,
+    prompt_token_ids: Sequence[int],
+    sampling: SamplingParams,
+    request_id: str,
+    *,
+    cache_salt: str | None,
+    priority: int,
+    trace_headers: Mapping[str, str] | None,
+) -> AsyncGenerator[RequestOutput, None]:
+    """One request's outputs."""
+    stream: AsyncGenerator[RequestOutput, None] = llm.generate(
+        _prompt(prompt_token_ids, cache_salt, off_loop=sampling.structured_outputs is not None),
+        sampling,
+        request_id,
+        priority=priority,
+        trace_headers=trace_headers,
+    )
+    return stream
+
+
+def fail_streams(llm: AsyncLLM) -> None:
+    """End every stream that still runs with EngineDeadError: a shutdown alone leaves them waiting for ever."""
+    llm.output_processor.propagate_error(EngineDeadError())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What a started engine says of itself."""
+
+    max_model_tokens: int
+    vocabulary: int
+    max_streams: int
+    kv_tokens: int
+    block_tokens: int
+    accelerator: str
+    accelerator_count: int
+    accelerator_memory_bytes: int
+    numerics: Mapping[str, str]
+    v2_runner: bool
+    thinking: bool
+
+
+def facts(llm: AsyncLLM) -> Facts:
+    """Read a started engine's configuration."""
+    config = llm.vllm_config
+    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
+    v2_runner = bool(getattr(config, "use_v2_model_runner", False))
+    reasoning = getattr(config, "reasoning_config", None)
+    accelerator = _device_name()
+    return Facts(
+        max_model_tokens=int(model.max_model_len),
+        vocabulary=int(model.get_vocab_size()),
+        max_streams=int(config.scheduler_config.max_num_seqs),
+        kv_tokens=int(cache.num_gpu_blocks or 0) * int(cache.block_size),
+        block_tokens=int(cache.block_size),
+        accelerator=accelerator,
+        accelerator_count=1 if current_platform.is_cpu() else int(parallel.world_size),
+        accelerator_memory_bytes=_device_memory_bytes(),
+        numerics={
+            "vllm": version(),
+            "device": accelerator,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "kv": str(cache.cache_dtype),
+            "quant": str(model.quantization or "none"),
+            "tp": str(parallel.tensor_parallel_size),
+            "pp": str(parallel.pipeline_parallel_size),
+            "attention": _attention_backend(config),
+            "runner": "v2" if v2_runner else "v1",
+            "compiled": "no" if model.enforce_eager else "yes",
+        },
+        v2_runner=v2_runner,
+        thinking=bool(reasoning is not None and getattr(reasoning, "enabled", True)),
+    )
+
+
+def _stat_logger(on_step: OnStep) -> Callable[..., StatLoggerBase]:
+    class Steps(StatLoggerBase):  # type: ignore[misc]  # vLLM is not followed by mypy, so its classes are Any.
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            """Nothing to set up."""
+
+        def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+            on_step(scheduler_stats)
+
+        def log_engine_initialized(self) -> None:
+            """Nothing to say."""
+
+    return Steps
+
+
+def _prompt(token_ids: Sequence[int], cache_salt: str | None, *, off_loop: bool) -> Any:
+    """A prompt for `generate`.
+
+    Newer releases work on a plain TokensPrompt in a thread, and on a rendered input on the loop. The thread costs more
+    than the work does, but for the grammars of structured outputs, which can take seconds to check.
+    """
+    ids = list(token_ids)
+    if not off_loop:
+        return tokens_input(ids, cache_salt=cache_salt)
+    return TokensPrompt(prompt_token_ids=ids, **({"cache_salt": cache_salt} if cache_salt else {}))
+
+
+def _device_name() -> str:
+    if current_platform.is_cpu():
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return str(current_platform.get_device_name())
+
+
+def _device_memory_bytes() -> int:
+    if current_platform.is_cpu():
+        return int(psutil.virtual_memory().total)
+    return int(current_platform.get_device_total_memory())
+
+
+def _attention_backend(config: Any) -> str:
+    """The attention backend's name; `auto` where vLLM chooses, which it does by device, model and release alone."""
+    if current_platform.is_cpu():
+        return "cpu"
+    backend = getattr(getattr(config, "attention_config", None), "backend", None)
+    return str(getattr(backend, "name", backend) or "auto").lower()

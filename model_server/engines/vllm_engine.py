@@ -1,0 +1,254 @@
+"""The `vllm` engine: vLLM's AsyncLLM on this event loop, its engine core in a process of its own."""
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from model_server.engine import (
+    EngineDead,
+    EngineError,
+    EngineInfo,
+    EngineLoad,
+    EngineOutput,
+    EngineRefused,
+    EngineRequest,
+)
+from model_server.engines import vllm_api
+from model_server.engines.vllm_output import EngineFailed, engine_output
+from model_server.engines.vllm_prompt import PromptEncoder
+from model_server.engines.vllm_refusal import refusal
+from model_server.engines.vllm_sampling import Abilities, sampling_params
+from model_server.engines.vllm_settings import VllmSettings
+from model_server.engines.vllm_stats import StepStats
+from stoker.v1 import generation_pb2
+
+# How long a process that was killed may take to be gone.
+_REAP_S = 5.0
+
+
+class VllmEngine:
+    """Implements `model_server.engine.Engine`. Apply `vllm_settings.environment` before this module is imported."""
+
+    def __init__(self, settings: VllmSettings) -> None:
+        self._settings = settings.resolved()
+        self._stats = StepStats()
+        self._streams = 0
+        self._keeper: _Keeper | None = None
+        self._llm: Any = None
+        self._prompts: PromptEncoder | None = None
+        self._info: EngineInfo | None = None
+        self._abilities: Abilities | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Load the model; the loop stays free meanwhile. Raises EngineError."""
+        if self._keeper is not None or self._stopped:
+            raise EngineError("an engine starts once: make another")
+        settings = self._settings
+        if not settings.is_folder and (settings.model.startswith((".", "/", "~")) or os.sep + os.sep in settings.model):
+            raise EngineError(f"no folder {settings.model!r}: set vllm.model to a Hugging Face folder or a hub id")
+        self._keeper = _Keeper(_arguments(settings), self._stats)
+        try:
+            self._llm = await self._keeper.llm()
+        except Exception as error:
+            raise EngineError(
+                f"vLLM could not load {settings.model!r}: {type(error).__name__}: {error}. "
+                "Its own log, on standard error, says more; less memory: vllm.max_model_len, vllm.kv_cache_memory_bytes"
+            ) from error
+        facts = vllm_api.facts(self._llm)
+        self._prompts = PromptEncoder(self._llm.get_tokenizer(), facts.max_model_tokens)
+        self._abilities = Abilities(vllm_api.sampling_fields(), facts.v2_runner, facts.thinking, facts.vocabulary)
+        self._info = EngineInfo(
+            engine="vllm",
+            version=vllm_api.version(),
+            model=settings.name,
+            max_model_tokens=facts.max_model_tokens,
+            vocabulary=facts.vocabulary,
+            max_streams=facts.max_streams,
+            kv_tokens=facts.kv_tokens,
+            block_tokens=facts.block_tokens,
+            accelerator=facts.accelerator,
+            accelerator_count=facts.accelerator_count,
+            accelerator_memory_bytes=facts.accelerator_memory_bytes,
+            numerics_class=";".join(f"{key}={value}" for key, value in facts.numerics.items()),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is. Raises EngineError before `start`."""
+        if self._info is None:
+            raise EngineError("the engine has not started: await start() first")
+        return self._info
+
+    async def encode(self, generation: generation_pb2.Generation) -> list[int]:
+        """The prompt's token ids, made off the loop. Raises EngineRefused, EngineDead after a stop."""
+        self._running()
+        if self._prompts is None:
+            raise EngineError("the engine has not started: await start() first")
+        return await self._prompts.encode(generation)
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        """One sequence, a step at a time; closing the generator aborts it. Raises EngineRefused, EngineDead."""
+        llm = self._running()
+        if self._abilities is None:
+            raise EngineError("the engine has not started: await start() first")
+        if min(request.prompt_token_ids, default=-1) < 0:
+            raise EngineRefused("token_ids", "is empty or has a negative id: give ids in [0, vocabulary)")
+        stream = vllm_api.generate(
+            llm,
+            request.prompt_token_ids,
+            sampling_params(request, self._abilities),
+            request.request_id,
+            cache_salt=request.cache_salt or None,
+            priority=request.priority,
+            # Without a place to send spans to, vLLM would only warn.
+            trace_headers=request.trace_headers if self._settings.otlp_traces_endpoint else None,
+        )
+        self._streams += 1
+        begun = False
+        try:
+            async for output in stream:
+                converted = engine_output(output, request)
+                begun = True
+                yield converted
+        except vllm_api.EngineDeadError as error:
+            raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why") from error
+        except vllm_api.EngineGenerateError as error:
+            if not begun and isinstance(error.__cause__, vllm_api.REFUSALS):
+                raise _refused(error.__cause__, request) from error
+            raise EngineFailed(f"vLLM failed on the request: {error.__cause__ or error}") from error
+        except vllm_api.REFUSALS as error:
+            if begun:
+                raise EngineFailed(f"vLLM failed on the request: {error}") from error
+            raise _refused(error, request) from error
+        finally:
+            self._streams -= 1
+            await stream.aclose()
+
+    def load(self) -> EngineLoad:
+        """The figures of the latest step."""
+        return self._stats.load(self._streams)
+
+    async def check(self) -> None:
+        """Raise EngineDead if vLLM knows its engine process dead, or the engine was stopped."""
+        if self._running().errored:
+            raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why")
+
+    async def stop(self) -> None:
+        """End the engine and its processes; streams that still run raise EngineDead. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._prompts is not None:
+            self._prompts.close()
+        if self._keeper is None:
+            return
+        if self._llm is not None:
+            vllm_api.fail_streams(self._llm)
+        await asyncio.shield(asyncio.to_thread(self._keeper.end))
+        # The last references: what is still alive at the interpreter's exit cannot shut down in order.
+        self._llm = self._keeper = None
+
+    def _running(self) -> Any:
+        if self._stopped:
+            raise EngineDead("the engine was stopped")
+        if self._llm is None:
+            raise EngineError("the engine has not started: await start() first")
+        return self._llm
+
+
+class _Keeper:
+    """The thread that starts vLLM's processes and lives as long as they do.
+
+    The kernel kills them when this very thread ends (parent_death), so it may be neither one of a pool, nor end early.
+    """
+
+    def __init__(self, arguments: dict[str, Any], stats: StepStats) -> None:
+        self._arguments = arguments
+        self._stats = stats
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[Any] = self._loop.create_future()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="vllm-keeper", daemon=True)
+        self._thread.start()
+
+    async def llm(self) -> Any:
+        """The AsyncLLM, once it has loaded. Raises what vLLM raised."""
+        return await asyncio.shield(self._started)
+
+    def end(self) -> None:
+        """End the processes and the thread, loaded or still loading. Blocks; not for the loop."""
+        self._ended.set()
+        while self._thread.is_alive():
+            if not self._started.done():
+                # Amid loading nothing else stops vLLM: without its processes the load fails.
+                _kill_processes()
+            self._thread.join(timeout=0.1)
+        _kill_processes()
+
+    def _keep(self) -> None:
+        try:
+            llm = vllm_api.start(self._arguments, self._stats.record)
+        except BaseException as error:  # Handed over to whoever awaits llm().
+            self._report(None, error)
+            return
+        self._report(llm, None)
+        self._ended.wait()
+        llm.shutdown()
+
+    def _report(self, llm: Any, error: BaseException | None) -> None:
+        def settle() -> None:
+            if self._started.done():
+                return
+            if error is None:
+                self._started.set_result(llm)
+            else:
+                self._started.set_exception(error)
+                self._started.exception()  # Seen, even if nobody waits any more.
+
+        self._loop.call_soon_threadsafe(settle)
+
+
+def _kill_processes() -> None:
+    """Kill and reap what `multiprocessing` still has; in a server that is vLLM's alone."""
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join(_REAP_S)
+
+
+def _refused(error: BaseException, request: EngineRequest) -> EngineRefused:
+    refused = refusal(error)
+    form = request.structured_output
+    if refused.field == "structured_output" and form is not None and (kind := form.WhichOneof("constraint")):
+        return EngineRefused(f"structured_output.{kind}", str(refused), unsupported=refused.unsupported)
+    return refused
+
+
+def _arguments(settings: VllmSettings) -> dict[str, Any]:
+    """The settings as vLLM's engine arguments; None leaves vLLM its own default."""
+    return {
+        "model": str(Path(settings.model).resolve()) if settings.is_folder else settings.model,
+        "served_model_name": settings.name,
+        "dtype": settings.dtype,
+        "quantization": settings.quantization,
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "block_size": settings.block_size,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
+        "enforce_eager": settings.enforce_eager,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "trust_remote_code": settings.trust_remote_code,
+        "load_format": settings.load_format,
+        "seed": settings.seed,
+        "otlp_traces_endpoint": settings.otlp_traces_endpoint,
+        "shutdown_timeout": settings.shutdown_timeout_s,
+        # Lower numbers first, and first come, first served among equals.
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": True,
+    }

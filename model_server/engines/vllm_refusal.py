@@ -1,0 +1,52 @@
+"""What vLLM says against a request, as an EngineRefused that names the API's field."""
+
+import re
+
+from model_server.engine import EngineRefused
+
+# Parameters that have another name, or another place, in the API.
+_FIELDS = {
+    "prompt": "prompt",
+    "prompt_token_ids": "token_ids",
+    "token_ids": "token_ids",
+    "input_tokens": "token_ids",
+    "priority": "priority",
+    "cache_salt": "cache_salt",
+    "lora_request": "lora_adapter",
+}
+_SAMPLING = (
+    "temperature|top_p|top_k|min_p|seed|presence_penalty|frequency_penalty|repetition_penalty|logit_bias|max_tokens|"
+    "min_tokens|stop_token_ids|stop|ignore_eos|n|prompt_logprob_token_ids|prompt_logprob_start|prompt_logprobs|"
+    "logprob_token_ids|logprobs|bad_words|allowed_token_ids|thinking_token_budget|repetition_detection|watermarking|"
+    "detokenize|stream_interval"
+)
+_NAMED = re.compile(rf"(?:^|\W)({_SAMPLING})(?:$|\W)")
+_ABOUT_STRUCTURE = re.compile(
+    r"structured.?output|json.?schema|grammar|regex|choice|xgrammar|structural.?tag|guidance|outlines", re.IGNORECASE
+)
+_ABOUT_PROMPT = re.compile(r"prompt|context length|maximum model length|out of vocabulary", re.IGNORECASE)
+_CANNOT = re.compile(
+    r"not (?:yet )?supported|does not support|not configured|is not enabled|unsupported", re.IGNORECASE
+)
+
+
+def refusal(error: BaseException, *, field: str = "") -> EngineRefused:
+    """The refusal that vLLM's error amounts to. `field`: its path if known, else it is read from the error."""
+    message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
+    return EngineRefused(field or _field(error, message), message, unsupported=bool(_CANNOT.search(message)))
+
+
+def _field(error: BaseException, message: str) -> str:
+    parameter = getattr(error, "parameter", None)
+    if isinstance(parameter, str) and parameter:
+        if parameter in _FIELDS:
+            return _FIELDS[parameter]
+        if re.fullmatch(_SAMPLING, parameter):
+            return f"sampling.{parameter}"
+    if (named := _NAMED.match(message)) is not None:
+        return f"sampling.{named[1]}"
+    if _ABOUT_STRUCTURE.search(message):
+        return "structured_output"
+    if (named := _NAMED.search(message)) is not None and named[1] != "n":
+        return f"sampling.{named[1]}"
+    return "prompt" if _ABOUT_PROMPT.search(message) else ""
