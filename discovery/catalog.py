@@ -53,14 +53,27 @@ class Watcher(Protocol):
     """Follows the catalog of every zone and fails static: what cannot be believed changes nothing."""
 
     async def run(self, publish: Callable[[CatalogView], None]) -> None:
-        """Publish each new view, the first as soon as there is one, until cancelled. Never raises for an outage."""
+        """Publish each new view, the first as soon as there is one, until cancelled. Never raises for an outage.
+
+        Every answer that can be believed publishes, changed or not, so that `confirmed_at_s` moves on.
+        """
+
+    def forget(self, zone: str, server: str, epoch: str) -> None:
+        """Drop a MISSING entry of that epoch: for the router to call when its data path to it is dead too.
+
+        Anything else (another state, another epoch, unknown) stays as it is.
+        """
 
 
 class Registrar(Protocol):
     """Keeps one server's record in the catalog, through any outage, until it leaves."""
 
     def announce(self, endpoint: Endpoint) -> None:
-        """Make `endpoint` the record to keep. A changed model or address is written at once, load in coarse steps."""
+        """Make `endpoint` the record to keep. A changed model or address is written at once, load in coarse steps.
+
+        Cheap: call it every second or so; the check's output shows its load as it is. Raises EncodeError, and keeps the
+        record before, if the catalog has no room or no form for it; ValueError if it is another server's.
+        """
 
     def set_health(self, *, passing: bool, note: str) -> None:
         """Say whether the server answers, and why (a line for operators)."""

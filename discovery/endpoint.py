@@ -1,4 +1,4 @@
-"""A model server's record: who it is, what it holds, how loaded it is. Immutable; the codec turns it into Consul's form."""
+"""A model server's record: who it is, what it holds, how loaded it is. Immutable; codec.py writes it for Consul."""
 
 from dataclasses import dataclass
 from enum import Enum
