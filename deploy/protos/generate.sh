@@ -14,7 +14,7 @@ PATH=$PWD/.venv/bin:$PATH .venv/bin/python -m grpc_tools.protoc -I protos \
 changed=$(diff -rq --exclude=__pycache__ generated "$out") || true
 [[ $changed ]] || exit 0
 if [[ ${1:-} == --check ]]; then
-  echo "$changed" | sed "s|$out|protos/|" >&2
+  echo "${changed//$out/protos}" >&2
   echo "protos: generated/ is not what protos/ gives: run make proto and commit both" >&2
   exit 1
 fi

@@ -25,3 +25,5 @@ no_python() { # FLAVOUR
   die "needs Python 3.11 to $(newest_python "$1"), and ${PYTHON:-python3} is $(python_version "${PYTHON:-python3}" ||
     echo missing); install one, or name it: make PYTHON=/path/to/python3"
 }
+
+trap 'echo "setup: $0: line $LINENO failed" >&2' ERR # whatever nobody thought of says at least where it was

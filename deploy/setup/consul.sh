@@ -32,13 +32,13 @@ t=$(mktemp -d)
 trap 'rm -rf "$t"' EXIT
 mkdir -p "$t"/{lists,cache/archives}/partial
 : >"$t/status"
-apt=(apt-get -qq -o Dir::State="$t" -o Dir::State::Lists="$t/lists" -o Dir::State::status="$t/status"
+apt=(apt-get -o Dir::State="$t" -o Dir::State::Lists="$t/lists" -o Dir::State::status="$t/status"
   -o Dir::Cache="$t/cache" -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none
   -o APT::Update::Error-Mode=any)
 ours=(-o Dir::Etc::SourceList="$t/one.list" -o Dir::Etc::SourceParts=/dev/null)
 
 # apt's own parser lists the mirrors, so that every form of source, mirror list and proxy works.
-mirrors=$("${apt[@]}" update --print-uris 2>/dev/null | sed -n "s|^'\(.*\)/dists/.*|\1|p" | grep -v security | sort -u)
+mirrors=$("${apt[@]}" update --print-uris 2>/dev/null | sed -n "s|^'\(.*\)/dists/.*|\1|p" | sort -u) || true
 for mirror in $mirrors; do
   echo "deb [signed-by=$key] $mirror $suite $component" >"$t/one.list"
   "${apt[@]}" "${ours[@]}" update >"$t/log" 2>&1 &&
