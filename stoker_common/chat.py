@@ -4,11 +4,12 @@ from stoker.v1.generation_pb2 import Chat, ChatMessage, ContentPart, Tool
 from stoker_common.refusal import invalid
 from stoker_common.texts import check_id, check_json_object, check_name, check_role, check_size
 
-# Far beyond any model's context; the checks below, which run on the event loop, stay under 50 ms.
-MAX_MESSAGES = 10_000
-MAX_PARTS = 10_000
-MAX_TOOLS = 128
-MAX_TOOL_CALLS = 128
+# All this is checked on the event loop. At these limits, far beyond what people send, it takes 50 ms.
+MAX_MESSAGES = 4096
+MAX_PARTS = 4096
+MAX_TOOLS = 256
+MAX_TOOL_CALLS = 1024
+MAX_TOTAL_JSON_BYTES = 512 << 10
 MAX_TOOL_NAME_BYTES = 256
 MAX_ID_BYTES = 256
 MAX_MEDIA_TYPE_BYTES = 128
@@ -22,9 +23,11 @@ def check_chat(chat: Chat) -> None:
         raise invalid(f"{_PATH}.messages", "is empty; give at least one message", reason="PROMPT_EMPTY")
     _check_count("messages", len(chat.messages), MAX_MESSAGES)
     _check_count("messages.content", sum(len(message.content) for message in chat.messages), MAX_PARTS)
+    _check_count("messages.tool_calls", sum(len(message.tool_calls) for message in chat.messages), MAX_TOOL_CALLS)
+    _check_count("tools", len(chat.tools), MAX_TOOLS)
+    _check_total_json(chat)
     for at, message in enumerate(chat.messages):
         _check_message(f"{_PATH}.messages[{at}]", message)
-    _check_count("tools", len(chat.tools), MAX_TOOLS)
     for at, tool in enumerate(chat.tools):
         _check_tool(f"{_PATH}.tools[{at}]", tool)
     check_json_object(f"{_PATH}.chat_template_kwargs_json", chat.chat_template_kwargs_json)
@@ -32,6 +35,16 @@ def check_chat(chat: Chat) -> None:
         raise invalid(
             f"{_PATH}.add_generation_prompt",
             "opens a new turn while continue_final_message keeps the last one open; set one of them",
+        )
+
+
+def _check_total_json(chat: Chat) -> None:
+    size = sum(len(tool.parameters_json) for tool in chat.tools)
+    size += sum(len(call.arguments_json) for message in chat.messages for call in message.tool_calls)
+    if size > MAX_TOTAL_JSON_BYTES:
+        raise invalid(
+            f"{_PATH}.tools",
+            f"has, with the tool calls, {size:,} characters of JSON; at most {MAX_TOTAL_JSON_BYTES:,} are possible",
         )
 
 
@@ -43,7 +56,6 @@ def _check_message(path: str, message: ChatMessage) -> None:
         _check_part(f"{path}.content[{at}]", part)
     check_size(f"{path}.name", message.name, MAX_ID_BYTES)
     check_size(f"{path}.tool_call_id", message.tool_call_id, MAX_ID_BYTES)
-    _check_count("messages.tool_calls", len(message.tool_calls), MAX_TOOL_CALLS)
     for at, call in enumerate(message.tool_calls):
         check_id(f"{path}.tool_calls[{at}].id", call.id, MAX_ID_BYTES)
         check_name(f"{path}.tool_calls[{at}].name", call.name, MAX_TOOL_NAME_BYTES)

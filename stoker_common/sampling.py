@@ -17,8 +17,10 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD_BYTES = 1024
 MAX_LOGPROB_TOKEN_IDS = 1024
-# A list that allows every token of the largest vocabularies is silly and harmless.
-MAX_ALLOWED_TOKEN_IDS = 1 << 20
+# As many as the largest vocabularies have: a list that allows everything is silly and harmless.
+MAX_ALLOWED_TOKEN_IDS = 1 << 18
+# Places of the prompt, and ids over all of them.
+MAX_PROMPT_LOGPROB_IDS = 1 << 15
 
 _PATH = "generation.sampling"
 
@@ -38,6 +40,7 @@ def check_sampling(sampling: Sampling) -> None:
     _check_ids("stop_token_ids", sampling.stop_token_ids, MAX_STOP_TOKEN_IDS)
     _check_ids("allowed_token_ids", sampling.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
     _check_ids("logprob_token_ids", sampling.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS)
+    _check_prompt_logprob_ids(sampling)
     _check_logit_bias(sampling)
     if sampling.HasField("repetition_detection"):
         _check_repetition(sampling.repetition_detection)
@@ -56,6 +59,14 @@ def _check_ids(name: str, ids: RepeatedScalarFieldContainer[int], most: int) -> 
     if ids and min(ids) < 0:
         at = _first_negative(ids)
         raise invalid(f"{_PATH}.{name}[{at}]", f"{ids[at]} is not a token id; ids start at 0")
+
+
+def _check_prompt_logprob_ids(sampling: Sampling) -> None:
+    name, places = "prompt_logprob_token_ids", sampling.prompt_logprob_token_ids
+    _check_count(name, len(places), MAX_PROMPT_LOGPROB_IDS)
+    _check_count(name, sum(len(place.ids) for place in places), MAX_PROMPT_LOGPROB_IDS)
+    for at, place in enumerate(places):
+        _check_ids(f"{name}[{at}].ids", place.ids, MAX_LOGPROB_TOKEN_IDS)
 
 
 def _check_logit_bias(sampling: Sampling) -> None:

@@ -75,7 +75,8 @@ def read_json(path: str, text: str) -> Any:
     except ValueError:
         # NaN, Infinity, or a number of thousands of digits.
         raise invalid(path, "is not JSON: it has a number that JSON does not know; give valid JSON") from None
-    if _depth(value) > MAX_JSON_DEPTH:
+    # As many brackets as levels at least: most texts need no second look.
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(value) > MAX_JSON_DEPTH:
         raise invalid(path, f"nests too deeply; at most {MAX_JSON_DEPTH} levels are possible")
     return value
 
@@ -86,15 +87,10 @@ def _no_constant(name: str) -> NoReturn:
 
 def _depth(value: Any) -> int:
     """How deeply objects and arrays nest in the value, counted to one more than is allowed."""
-    level, depth = [value], 0
+    level: list[Any] = [value] if isinstance(value, dict | list) else []
+    depth = 0
     while level and depth <= MAX_JSON_DEPTH:
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        containers = any(isinstance(item, dict | list) for item in level)
-        depth += containers
-        level = inner
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        level = [item for item in level if isinstance(item, dict | list)]
+        depth += 1
     return depth

@@ -15,6 +15,8 @@ from stoker_common.structured import check_structured_output
 from stoker_common.texts import check_id, check_name, check_request_id, check_size
 
 MAX_MODEL_NAME_BYTES = 256
+# Looking through this many takes 50 ms, on the event loop.
+MAX_PROMPT_TOKEN_IDS = 1 << 20
 MAX_CACHE_SALT_BYTES = 256
 MAX_SESSION_ID_BYTES = 256
 MAX_TENANT_ID_BYTES = 128
@@ -81,6 +83,9 @@ def _check_prompt(generation: Generation) -> None:
         ids = generation.token_ids.ids
         if not ids:
             raise invalid("generation.token_ids.ids", "is empty; give at least one token id", reason="PROMPT_EMPTY")
+        if len(ids) > MAX_PROMPT_TOKEN_IDS:
+            text = f"has {len(ids):,} ids; at most {MAX_PROMPT_TOKEN_IDS:,} are possible"
+            raise invalid("generation.token_ids.ids", text, reason="PROMPT_TOO_LONG")
         if min(ids) < 0:
             at = next(at for at, token_id in enumerate(ids) if token_id < 0)
             raise invalid(
