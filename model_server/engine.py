@@ -19,6 +19,10 @@ class EngineDead(EngineError):
     retryable = True
 
 
+class DeviceLost(EngineDead):
+    """The engine is gone because its accelerator is."""
+
+
 class EngineRefused(EngineError):
     """The request is not for this engine: `field` names what it cannot do (`unsupported`) or what is wrong with it."""
 

@@ -7,9 +7,9 @@
                      ▼
        STUCK · DEAD · DEVICE_LOST        (final: a server that is in one of them leaves)
 
-While the engine has work, its step counter is the life sign: silence for `stuck_after_s` is STUCK. While it has none, a
-probe generation is asked for every `probe_interval_s`, and one that is not back after `probe_timeout_s` is STUCK. A probe
-that waits behind real work is judged by the step counter alone: a long queue is no reason to leave.
+While the engine has work, its step counter is the life sign: silence for `stuck_after_s` is STUCK. While it has none,
+a probe generation is asked for every `probe_interval_s`, and one that is not back after `probe_timeout_s` is STUCK. A
+probe that waits behind real work is judged by the step counter alone: a long queue is no reason to leave.
 
 Silence is summed over readings, and between two readings at most `longest_gap_s` counts: a server that was itself
 stopped or whose event loop was blocked must not take its own absence for the engine's.
@@ -53,6 +53,7 @@ class Liveness:
         self._rules = rules
         self._state = LifeState.STARTING
         self._reason = "loading the model"
+        self._started = False
         self._steps: int | None = None
         self._read_at = now
         self._was_busy = False
@@ -70,6 +71,11 @@ class Liveness:
         """Why it is in this state, a line for operators."""
         return self._reason
 
+    @property
+    def started(self) -> bool:
+        """Whether it ever got past STARTING."""
+        return self._started
+
     def read(self, now: float, *, steps: int, busy: bool) -> None:
         """Take a reading: the engine's step counter, and whether it has work other than a probe."""
         elapsed = max(0.0, min(now - self._read_at, self._rules.longest_gap_s))
@@ -86,22 +92,20 @@ class Liveness:
         if busy and self._silent_s > self._rules.stuck_after_s:
             self._fail(LifeState.STUCK, f"the engine has work and made no step for {self._silent_s:.1f} s")
         if self._probing_s is not None:
-            self._probing_s += elapsed
-            self._judge_probe(self._probing_s, busy)
+            # Behind real work its time does not count, nor does it once that work has ended.
+            self._probing_s = 0.0 if busy else self._probing_s + elapsed
+            self._judge_probe(self._probing_s)
 
-    def _judge_probe(self, probing_s: float, busy: bool) -> None:
-        first = self._state is LifeState.STARTING
-        limit_s = self._rules.first_probe_timeout_s if first else self._rules.probe_timeout_s
-        if not busy and probing_s > limit_s:
+    def _judge_probe(self, probing_s: float) -> None:
+        limit_s = self._rules.probe_timeout_s if self.started else self._rules.first_probe_timeout_s
+        if probing_s > limit_s:
             self._fail(LifeState.STUCK, f"a probe generation did not come back within {limit_s:g} s")
 
     def probe_due(self) -> bool:
         """Whether a probe should begin now."""
         if self._state.failed or self._probing_s is not None:
             return False
-        return self._state is LifeState.STARTING or (
-            not self._was_busy and self._since_sign_s >= self._rules.probe_interval_s
-        )
+        return not self.started or (not self._was_busy and self._since_sign_s >= self._rules.probe_interval_s)
 
     def probe_began(self) -> None:
         """A probe began."""
@@ -111,6 +115,7 @@ class Liveness:
         """The probe ended as it should. The first one ends STARTING."""
         self._probing_s = None
         self._since_sign_s = 0.0
+        self._started = True
         if self._state is LifeState.STARTING:
             self._become(LifeState.SERVING, "probe generation came back")
 

@@ -36,11 +36,12 @@ class DecayedRatio:
 
 
 class SequenceMeter:
-    """One sequence on the engine. Whoever relays it calls `output` for each output, and sets `delivering` while he hands
-    one on: then it is the reader who is slow, and the engine may well have nothing to do for this sequence."""
+    """One sequence on the engine. Whoever relays it calls `output` for each output, and sets `delivering` while he
+    hands one on: then it is the reader who is slow, and the engine may have nothing to do for this sequence."""
 
     __slots__ = (
         "_ended",
+        "_first_tokens",
         "_meter",
         "_prompt_tokens",
         "_settled_at",
@@ -58,6 +59,7 @@ class SequenceMeter:
         self._settled_tokens = 0
         self._ended = False
         self.delivering = False
+        self._first_tokens = 0
         self.tokens = 0
         self.first_at: float | None = None
         self.last_at = 0.0
@@ -69,8 +71,18 @@ class SequenceMeter:
         if self.first_at is None:
             self.first_at = now
             self._settled_at = now
-            self._settled_tokens = self.tokens
+            self._settled_tokens = self._first_tokens = tokens
             self._meter.prompt_done(self._prompt_tokens, cached_tokens, now)
+
+    @property
+    def later_tokens(self) -> int:
+        """Tokens after the first output's."""
+        return self.tokens - self._first_tokens
+
+    @property
+    def later_s(self) -> float:
+        """From the first output to the last so far."""
+        return self.last_at - self.first_at if self.first_at is not None else 0.0
 
     def settle(self, now: float) -> None:
         """Fold what came since the last time into the meter's time between tokens."""
@@ -95,9 +107,7 @@ class SequenceMeter:
 class Meter:
     """The rates of one engine. `full` tells whether its batch has no free place: then waiting is not computing."""
 
-    def __init__(
-        self, now: Callable[[], float] = time.monotonic, full: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic, full: Callable[[], bool] = lambda: False) -> None:
         self.now = now
         self.sequences: set[SequenceMeter] = set()
         self.itl = DecayedRatio(_HALF_LIFE_S)
@@ -116,6 +126,14 @@ class Meter:
         sequence = SequenceMeter(self, prompt_tokens)
         self.sequences.add(sequence)
         return sequence
+
+    def measured(self, *, prompt_tokens: int, prefill_s: float, later_tokens: int, later_s: float) -> None:
+        """Take what a generation that ran alone showed, so that a server that nobody has used has rates to report."""
+        now = self.now()
+        if prefill_s > 0.0:
+            self._prefill.add(prompt_tokens, prefill_s, now)
+        if later_tokens > 0:
+            self.itl.add(later_s, later_tokens, now)
 
     def prompt_done(self, prompt_tokens: int, cached_tokens: int, now: float) -> None:
         """A prompt gave its first output: what was computed since the last one did, was computed in that time."""

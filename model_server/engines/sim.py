@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from model_server.engine import (
+    DeviceLost,
     EngineDead,
     EngineError,
     EngineInfo,
@@ -18,7 +19,7 @@ from model_server.engine import (
 from model_server.engines.sim_chat import render
 from model_server.engines.sim_clock import SimClock, Timer
 from model_server.engines.sim_draw import mix
-from model_server.engines.sim_faults import DeviceLost, Faults, FaultsFile, InjectedError
+from model_server.engines.sim_faults import Faults, FaultsFile, InjectedError
 from model_server.engines.sim_refuse import refuse_foreign_ids, refuse_invalid, refuse_unsupported
 from model_server.engines.sim_scheduler import Scheduler, Step, step_seconds
 from model_server.engines.sim_settings import SimSettings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model_server.engine import EngineDead, EngineError
+from model_server.engine import EngineError
 
 _log = logging.getLogger(__name__)
 
@@ -15,10 +15,6 @@ class InjectedError(EngineError):
     """A request that failed because `error_rate` said so."""
 
     retryable = True
-
-
-class DeviceLost(EngineDead):
-    """The engine is gone because its accelerator is."""
 
 
 class FaultSet(BaseModel):

@@ -1,0 +1,91 @@
+"""`python -m model_server`: settings, signals, the engine and the outside world around a ModelServer."""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+import uvloop
+
+from discovery.consul_client import ConsulClient
+from discovery.consul_registrar import ConsulRegistrar
+from model_server.config import CommandSettings, ServerSettings, check_engine, sim_settings, vllm_settings
+from model_server.engine import Engine, EngineError
+from model_server.gpu import NvmlGpus
+from model_server.host import Host
+from model_server.lifecycle import EXIT_FAILED
+from model_server.record import Device, SimulatedDevice
+from model_server.server import ModelServer
+from stoker_common import logs, metrics, tracing
+from stoker_common.settings import SettingsError, load
+
+log = logging.getLogger(__name__)
+
+EXIT_USAGE = 2
+
+
+async def serve(settings: ServerSettings) -> int:
+    """Run one server until it has left. Returns the process's exit code."""
+    traces = tracing.configure("stoker-model-server", settings.otlp_endpoint or None)
+    engine, device = _engine(settings)
+    async with AsyncExitStack() as held:
+        held.callback(traces.shutdown)
+        registrar = None
+        if settings.consul_address:
+            consul = await held.enter_async_context(ConsulClient(settings.consul_address))
+            registrar = ConsulRegistrar(consul, rng=random.Random())
+        server = ModelServer(settings, engine, registrar, device=device, traces=traces)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        if settings.metrics_port >= 0:
+            scraped = metrics.serve(server.metrics.registry, settings.metrics_host, settings.metrics_port)
+            held.callback(scraped.close)
+            log.info("serving metrics", extra={"host": settings.metrics_host, "port": scraped.port})
+        return await server.run()
+
+
+def _engine(settings: ServerSettings) -> tuple[Engine, Device]:
+    """The engine that the settings name, not started, and what it computes on."""
+    if settings.engine == "sim":
+        from model_server.engines.sim import SimEngine
+
+        engine = SimEngine(settings.served_model, sim_settings(settings))
+        return engine, SimulatedDevice(engine)
+    from model_server.engines.vllm_settings import environment
+
+    own = vllm_settings(settings)
+    # vLLM reads its variables when it is imported.
+    os.environ.update(environment(own, os.environ))
+    from model_server.engines.vllm_engine import VllmEngine
+
+    return VllmEngine(own), Host() if own.on_cpu else NvmlGpus.open(os.environ, own.tensor_parallel_size)
+
+
+def main() -> int:
+    """The process's exit code: 0 left as asked, 1 failed, 2 cannot be started so."""
+    try:
+        settings = load(CommandSettings, "model_server", sys.argv[1:])
+        check_engine(settings)
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_USAGE
+    logs.configure(settings.log_level, "model_server", sys.stdout)
+    try:
+        code = uvloop.run(serve(settings))
+    except (OSError, EngineError) as error:
+        log.error("cannot start", extra={"why": str(error)})
+        code = EXIT_FAILED
+    if code != 0:
+        # A broken engine's threads may never end, and would keep the process, its port and its memory.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""A model server's settings, section `[model_server]`. How they are given: docs/configuration.md."""
+
+import socket
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+
+from model_server.engines.sim_settings import SimSettings
+from model_server.engines.vllm_settings import VllmSettings
+from stoker_common.settings import Settings, SettingsError
+
+_WILDCARDS = ("0.0.0.0", "::", "")
+# What a server says of these itself, whatever its engine.
+_SAID_ELSEWHERE = frozenset({"model", "served_model_name", "otlp_traces_endpoint", "log_level"})
+
+
+class ServerSettings(Settings):
+    """One model server process."""
+
+    server_id: str = Field("", max_length=128, description="its id in the catalog; default: HOST-PORT")
+    zone: str = Field("zone-a", min_length=1, description="its zone: the Consul datacenter")
+    listen_host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    listen_port: int = Field(0, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
+    advertise_address: str = Field("", description="host or host:port for routers; default: where it listens")
+    engine: Literal["vllm", "sim"] = Field("vllm", description="what generates: vLLM, or the simulator")
+    model: str = Field("SmolLM2-135M-Instruct", min_length=1, description="Hugging Face folder or hub id")
+    model_name: str = Field("", max_length=256, description="name to serve it under; default: the folder's name")
+    consul_address: str = Field("", description="the zone's Consul agent, host:port or URL; default: no registration")
+    metrics_host: str = Field("127.0.0.1", description="address for Prometheus to scrape")
+    metrics_port: int = Field(-1, ge=-1, le=65535, description="port for Prometheus; 0 takes any free one, -1 none")
+    drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")
+    probe_interval_seconds: float = Field(5.0, gt=0, description="idle time after which it probes its engine")
+    probe_timeout_seconds: float = Field(10.0, gt=0, description="a probe that is not back by then means stuck")
+    first_probe_timeout_seconds: float = Field(120.0, gt=0, description="the same for the first probes, after loading")
+    stuck_after_seconds: float = Field(10.0, gt=0, description="time with work and without a step that means stuck")
+    max_waiting: int = Field(256, ge=0, description="sequences that may wait for the engine; then it refuses")
+    reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
+    otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @property
+    def served_model(self) -> str:
+        """The name that requests call the model by."""
+        return self.model_name or Path(self.model).name
+
+    def advertised(self, port: int) -> str:
+        """Where routers reach the server that listens on `port`: host:port."""
+        host = self.advertise_address or self.listen_host
+        if host.count(":") == 1 or (host.startswith("[") and "]:" in host):
+            return host
+        return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+    def id_at(self, port: int) -> str:
+        """The server's id when it listens on `port`."""
+        return self.server_id or f"{socket.gethostname()}-{port}"
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.listen_host in _WILDCARDS and not self.advertise_address:
+            raise ValueError(
+                f"listen_host is {self.listen_host!r}, which routers cannot call: "
+                "set advertise_address to this host's name or address"
+            )
+        return self
+
+
+def _prefixed(prefix: str, engine: type[BaseModel]) -> dict[str, Any]:
+    return {
+        f"{prefix}_{key}": (field.annotation, field)
+        for key, field in engine.model_fields.items()
+        if key not in _SAID_ELSEWHERE
+    }
+
+
+# The engines' own keys stand beside the server's, with the engine's name in front: `--sim-max-streams`.
+CommandSettings = cast(
+    type[ServerSettings],
+    create_model(
+        "CommandSettings",
+        __base__=ServerSettings,
+        __doc__=ServerSettings.__doc__,
+        **_prefixed("sim", SimSettings),
+        **_prefixed("vllm", VllmSettings),
+    ),
+)
+
+
+def _own(settings: ServerSettings, prefix: str) -> dict[str, Any]:
+    start = f"{prefix}_"
+    return {key.removeprefix(start): value for key, value in settings if key.startswith(start)}
+
+
+def check_engine(settings: ServerSettings) -> None:
+    """Raise SettingsError where the chosen engine's keys contradict each other."""
+    try:
+        if settings.engine == "sim":
+            sim_settings(settings)
+        else:
+            vllm_settings(settings)
+    except ValidationError as error:
+        lines = [f"  {settings.engine}: {detail['msg'].removeprefix('Value error, ')}" for detail in error.errors()]
+        raise SettingsError("\n".join(["the settings of model_server cannot be used:", *lines])) from None
+
+
+def sim_settings(settings: ServerSettings) -> SimSettings:
+    """The simulator's part of a CommandSettings."""
+    return SimSettings(**_own(settings, "sim"))
+
+
+def vllm_settings(settings: ServerSettings) -> VllmSettings:
+    """vLLM's part of a CommandSettings."""
+    return VllmSettings(
+        model=settings.model,
+        served_model_name=settings.served_model,
+        otlp_traces_endpoint=settings.otlp_endpoint or None,
+        **_own(settings, "vllm"),
+    )

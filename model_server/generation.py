@@ -1,0 +1,251 @@
+"""One request's life on the server: validate, encode, run on the engine, answer in parts, account."""
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from discovery.endpoint import Endpoint
+from model_server.admission import Admission
+from model_server.engine import Engine, EngineDead, EngineError, EngineOutput, EngineRefused
+from model_server.fanout import relay
+from model_server.meter import Meter, SequenceMeter
+from model_server.metrics import ServerMetrics
+from model_server.parts import add_delta, duration, started
+from model_server.sequences import sequences
+from stoker.v1 import generation_pb2, inference_pb2
+from stoker_common import logs, tracing
+from stoker_common.failure import first_refusal
+from stoker_common.refusal import Code, Refusal, invalid, not_found, unavailable, unimplemented
+from stoker_common.tracing import Tracing
+from stoker_common.validate import check_fits, check_generation
+
+log = logging.getLogger(__name__)
+
+Write = Callable[[inference_pb2.GenerateStreamResponse], Awaitable[None]]
+
+
+class Generator:
+    """What all requests of a server share."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        engine: Engine,
+        meter: Meter,
+        metrics: ServerMetrics,
+        admission: Admission,
+        endpoint: Callable[[], Endpoint],
+        traces: Tracing,
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self.meter = meter
+        self.metrics = metrics
+        self.endpoint = endpoint
+        self._admission = admission
+        self._traces = traces
+        self._serial = itertools.count(1)
+
+    async def serve(
+        self, generation: generation_pb2.Generation, write: Write, *, remaining_s: float | None, parent: Context
+    ) -> None:
+        """Serve one request: hand its parts to `write` until it has finished. Raises Refusal.
+
+        `remaining_s` is what the caller's deadline leaves, None if there is none. Cancelling takes the request off the
+        engine at once.
+        """
+        request_id = generation.request_id or uuid.uuid4().hex
+        run = _Run(self, generation, request_id, f"{request_id}.{next(self._serial)}", write)
+        outcome = "UNKNOWN"
+        with (
+            logs.bound(request_id=request_id),
+            self._traces.span("server.generate", parent=parent, kind=trace.SpanKind.SERVER) as span,
+        ):
+            try:
+                check_generation(generation)
+                self._check_model(generation.model)
+                async with self._admission.request(remaining_s, sequences=generation.sampling.n or 1):
+                    await run.run(self._traces)
+                outcome = "OK"
+            except asyncio.CancelledError:
+                # gRPC cancels as well when the deadline passes, and may be a moment ahead of our own timer.
+                late = remaining_s is not None and time.monotonic() - run.began >= remaining_s
+                outcome = Code.DEADLINE_EXCEEDED.name if late else Code.CANCELLED.name
+                raise
+            except Exception as error:
+                refusal = _refusal(error)
+                outcome = refusal.code.name if refusal else Code.INTERNAL.name
+                if refusal is None or refusal is error:
+                    raise
+                raise refusal from error
+            finally:
+                self._account(run, outcome, span, known_model=self._serves(generation.model))
+
+    def _serves(self, model: str) -> bool:
+        return model == self.model or model == self.model.partition("@")[0]
+
+    def _check_model(self, model: str) -> None:
+        if not self._serves(model):
+            text = f"is not on this server, which serves {self.model!r}"
+            raise not_found(text, field="generation.model", reason="MODEL_NOT_FOUND")
+
+    def _account(self, run: "_Run", outcome: str, span: trace.Span, *, known_model: bool) -> None:
+        self.metrics.request_ended(outcome, known_model=known_model)
+        ttft_s, itl_s, queue_s = run.ttft_s, run.itl_s, run.queue_s
+        prompt, cached, completion = len(run.prompt_token_ids), run.cached_tokens, run.completion_tokens
+        self.metrics.generation_ended(
+            prompt=prompt, cached=cached, completion=completion, ttft_s=ttft_s, itl_s=itl_s, queue_s=queue_s
+        )
+        total_ms = round((time.monotonic() - run.began) * 1000.0, 1)
+        facts: dict[str, str | int | float] = {
+            "outcome": outcome,
+            "prompt_tokens": prompt,
+            "cached_tokens": cached,
+            "completion_tokens": completion,
+            "total_ms": total_ms,
+        }
+        if ttft_s is not None:
+            facts["ttft_ms"] = round(ttft_s * 1000.0, 1)
+        if queue_s is not None:
+            facts["queue_ms"] = round(queue_s * 1000.0, 1)
+        log.info("request ended", extra=facts)
+        if span.is_recording():
+            span.set_attributes({f"stoker.{key}": value for key, value in facts.items()})
+            span.set_attribute("stoker.request_id", run.request_id)
+            span.set_attribute("stoker.model", self.model)
+
+
+class _Run:
+    """One request on the engine, and what is known of it so far."""
+
+    def __init__(
+        self, shared: Generator, generation: generation_pb2.Generation, request_id: str, engine_id: str, write: Write
+    ) -> None:
+        self.began = time.monotonic()
+        self.request_id = request_id
+        self.prompt_token_ids: Sequence[int] = ()
+        self.cached_tokens = 0
+        self.queue_s: float | None = None
+        self._shared = shared
+        self._generation = generation
+        self._engine_id = engine_id
+        self._write = write
+        self._meters: list[SequenceMeter] = []
+        self._started = False
+        self._unfinished = 0
+
+    async def run(self, traces: Tracing) -> None:
+        shared, generation = self._shared, self._generation
+        ids = await shared.engine.encode(generation)
+        if generation.sampling.HasField("truncate_prompt_tokens"):
+            ids = ids[-generation.sampling.truncate_prompt_tokens :]
+        info = shared.engine.info
+        asked = generation.sampling.max_tokens if generation.sampling.HasField("max_tokens") else None
+        max_tokens = check_fits(ids, asked, info.vocabulary, info.max_model_tokens)
+        self.prompt_token_ids = ids
+        with traces.span("engine.generate") as span:
+            requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, dict(tracing.inject()))
+            self._unfinished = len(requests)
+            self._meters = [shared.meter.begin(len(ids)) for _ in requests]
+            try:
+                await relay(shared.engine, requests, self._meters, self._emit)
+            finally:
+                for meter in self._meters:
+                    meter.end()
+                if span.is_recording():
+                    span.set_attributes(self._attributes())
+
+    async def _emit(self, batch: Sequence[tuple[int, EngineOutput]]) -> None:
+        # Once a token and stream: whatever can be done once a request is done elsewhere.
+        response = inference_pb2.GenerateStreamResponse()
+        if not self._started:
+            self._start(response, batch[0][1])
+        for index, output in batch:
+            add_delta(response, index, output)
+            if output.finish_reason:
+                self._unfinished -= 1
+        if not self._unfinished:
+            self._finish(response)
+        await self._write(response)
+
+    def _start(self, response: inference_pb2.GenerateStreamResponse, first: EngineOutput) -> None:
+        self._started = True
+        self.cached_tokens = first.cached_tokens
+        if first.queue_ms is not None:
+            self.queue_s = first.queue_ms / 1000.0
+        shared = self._shared
+        response.started.CopyFrom(
+            started(
+                shared.endpoint(),
+                request_id=self.request_id,
+                model=shared.model,
+                prompt_token_ids=self.prompt_token_ids,
+                first=first,
+            )
+        )
+
+    def _finish(self, response: inference_pb2.GenerateStreamResponse) -> None:
+        usage = response.finished.usage
+        usage.prompt_tokens = len(self.prompt_token_ids)
+        usage.cached_tokens = self.cached_tokens
+        usage.completion_tokens = self.completion_tokens
+        timings = response.finished.timings
+        if self.queue_s is not None:
+            timings.queue.CopyFrom(duration(self.queue_s))
+        timings.load.SetInParent()
+        if self.ttft_s is not None:
+            timings.ttft.CopyFrom(duration(self.ttft_s))
+        if self.itl_s is not None:
+            timings.itl.CopyFrom(duration(self.itl_s))
+        timings.total.CopyFrom(duration(time.monotonic() - self.began))
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens generated, over all outputs."""
+        return sum(meter.tokens for meter in self._meters)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the arrival to the first token of any output."""
+        firsts = [meter.first_at for meter in self._meters if meter.first_at is not None]
+        return min(firsts) - self.began if firsts else None
+
+    @property
+    def itl_s(self) -> float | None:
+        """Mean time between tokens after the first of each output; None if no output has a second."""
+        later = sum(meter.later_tokens for meter in self._meters)
+        return sum(meter.later_s for meter in self._meters) / later if later else None
+
+    def _attributes(self) -> Mapping[str, str | int | float]:
+        attributes: dict[str, str | int | float] = {
+            "stoker.prompt_tokens": len(self.prompt_token_ids),
+            "stoker.cached_tokens": self.cached_tokens,
+            "stoker.completion_tokens": self.completion_tokens,
+        }
+        if self.queue_s is not None:
+            attributes["stoker.queue_ms"] = self.queue_s * 1000.0
+        if self.ttft_s is not None:
+            attributes["stoker.ttft_ms"] = self.ttft_s * 1000.0
+        return attributes
+
+
+def _refusal(error: Exception) -> Refusal | None:
+    """What the caller is told of `error`; None for what nobody foresaw."""
+    refusal = first_refusal(error)
+    if refusal is not None:
+        return refusal
+    if isinstance(error, EngineRefused):
+        make = unimplemented if error.unsupported else invalid
+        return make(f"generation.{error.field}", str(error))
+    if isinstance(error, EngineDead):
+        return unavailable(f"the engine died: {error}", reason="ENGINE_DEAD")
+    if isinstance(error, EngineError) and error.retryable:
+        return unavailable(f"the engine failed: {error}", reason="ENGINE_FAILED")
+    return None

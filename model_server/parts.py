@@ -1,0 +1,85 @@
+"""The API's messages, made from what the engine says."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from google.protobuf import duration_pb2
+
+from discovery.endpoint import Endpoint, Load, ModelState, Residency
+from model_server.engine import EngineOutput
+from stoker.v1 import endpoint_pb2, inference_pb2
+
+_RESIDENCIES = {
+    Residency.HOT: endpoint_pb2.RESIDENCY_HOT,
+    Residency.ASLEEP: endpoint_pb2.RESIDENCY_ASLEEP,
+    Residency.STAGED: endpoint_pb2.RESIDENCY_STAGED,
+    Residency.LISTED: endpoint_pb2.RESIDENCY_LISTED,
+}
+
+
+def duration(seconds: float) -> duration_pb2.Duration:
+    """`seconds` as a Duration; a clock that went backwards makes 0."""
+    message = duration_pb2.Duration()
+    message.FromTimedelta(timedelta(seconds=max(0.0, seconds)))
+    return message
+
+
+def load_message(load: Load) -> endpoint_pb2.Load:
+    """A load as the API's message."""
+    message = endpoint_pb2.Load(
+        running=load.running,
+        waiting=load.waiting,
+        kv_usage=load.kv_usage,
+        utilization=load.utilization,
+        memory_usage=load.memory_usage,
+        waiting_prompt_tokens=load.waiting_prompt_tokens,
+        prefill_tokens_per_second=load.prefill_tokens_per_second,
+    )
+    if load.itl_ms > 0.0:
+        message.itl.CopyFrom(duration(load.itl_ms / 1000.0))
+    return message
+
+
+def model_message(model: ModelState) -> endpoint_pb2.Model:
+    """A model's state as the API's message."""
+    return endpoint_pb2.Model(
+        name=model.name,
+        residency=_RESIDENCIES[model.residency],
+        time_to_ready=duration(model.time_to_ready_ms / 1000.0),
+        max_model_tokens=model.max_model_tokens,
+        base=model.base,
+    )
+
+
+def started(
+    endpoint: Endpoint, *, request_id: str, model: str, prompt_token_ids: Sequence[int], first: EngineOutput
+) -> inference_pb2.Started:
+    """How a generation started, told with its first output."""
+    return inference_pb2.Started(
+        request_id=request_id,
+        model=model,
+        server=endpoint.server,
+        zone=endpoint.zone,
+        epoch=endpoint.epoch,
+        prompt_tokens=len(prompt_token_ids),
+        cached_tokens=first.cached_tokens,
+        prompt_token_ids=prompt_token_ids,
+        prompt_logprobs=first.prompt_logprobs,
+        numerics_class=endpoint.numerics_class,
+        load=load_message(endpoint.load),
+    )
+
+
+def add_delta(response: inference_pb2.GenerateStreamResponse, index: int, output: EngineOutput) -> None:
+    """Append what one step added to output `index`. Runs once a token: sets only what is there."""
+    delta = response.deltas.add(text=output.text, token_ids=output.token_ids)
+    if index:
+        delta.index = index
+    if output.logprobs:
+        delta.logprobs.extend(output.logprobs)
+    if output.finish_reason:
+        delta.finish_reason = output.finish_reason
+        if output.stop_string is not None:
+            delta.stop_string = output.stop_string
+        elif output.stop_token_id is not None:
+            delta.stop_token_id = output.stop_token_id
