@@ -1,7 +1,7 @@
 """Where a request should go: filter the holders of its model, cost each, pick the cheapest. Pure over a snapshot."""
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,8 @@ from router.ejection import Breakers
 from router.ledger import NOTHING, Account, Key
 from router.request import Request
 from router.scorers import Cost, Rates
-from router.snapshot import Holder, Snapshot
+from router.shortlist import shortlist
+from router.snapshot import NOBODY, Holder, Snapshot
 
 
 class Candidate(NamedTuple):
@@ -61,16 +62,37 @@ class Policy:
     near_share: float = 0.05
     near_ms: float = 1.0
 
-    def weigh(self, request: Request, snapshot: Snapshot, tried: Collection[Key], conditions: Conditions) -> Choices:
+    def choose(
+        self, request: Request, snapshot: Snapshot, tried: Collection[Key], conditions: Conditions, rng: random.Random
+    ) -> Chosen | None:
+        """The holder to send the request to; None if none can take it."""
+        holders = snapshot.holders.get(request.model, NOBODY)
+        some = shortlist(holders, conditions.held, self.zone, rng)
+        if len(some) < len(holders.by_key):
+            chosen = self.pick(self.weigh(request, some, tried, conditions, panic=False), rng)
+            if chosen is not None:
+                return chosen
+            # By chance none of the shortlist can take it: somebody else may.
+        return self.pick(self.weigh(request, holders.by_key.values(), tried, conditions), rng)
+
+    def weigh(
+        self,
+        request: Request,
+        holders: Iterable[Holder],
+        tried: Collection[Key],
+        conditions: Conditions,
+        *,
+        panic: bool = True,
+    ) -> Choices:
         """Filter and cost the holders of the request's model.
 
-        When experience has ejected every holder that is left, its word counts no more than a guess, and all of them are
-        candidates again (Envoy's panic rule).
+        When experience has ejected every holder that is left, its word counts no more than a guess, and with `panic`
+        all of them are candidates again (Envoy's rule).
         """
         fit: list[Holder] = []
         ejected: list[Holder] = []
         excluded: dict[Key, str] = {}
-        for holder in snapshot.holders.get(request.model, ()):
+        for holder in holders:
             key = holder.member.key
             if why := filters.tried(key, tried):
                 excluded[key] = why
@@ -79,7 +101,7 @@ class Policy:
                 ejected.append(holder)
             else:
                 fit.append(holder)
-        if not fit and ejected:
+        if panic and not fit:
             fit = ejected
             for holder in ejected:
                 del excluded[holder.member.key]

@@ -81,8 +81,8 @@ class Report:
     def explain(self, generation: generation_pb2.Generation) -> router_pb2.ExplainResponse:
         """What the request would cost on every server that lists its model. Raises Refusal for an unknown model."""
         request = self._router.describe(generation)
-        choices = self._router.weigh(request)
-        chosen = self._router.pick(choices)
+        choices = self._router.choices(request)
+        chosen = self._router.choose(request)
         candidates = [
             router_pb2.Candidate(
                 server=candidate.holder.member.endpoint.server,

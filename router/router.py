@@ -20,6 +20,7 @@ from router.messages import with_attempts, with_pick
 from router.metrics import RouterMetrics
 from router.policy import Choices, Chosen, Conditions, Policy
 from router.request import Request
+from router.snapshot import NOBODY
 from stoker.v1 import generation_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, not_found, unavailable
@@ -88,21 +89,24 @@ class Router:
             session=generation.session.id,
         )
 
-    def weigh(self, request: Request, tried: Collection[Key] = ()) -> Choices:
-        """What the request can choose from now."""
+    def choices(self, request: Request) -> Choices:
+        """Every server's cost for the request, or why it is none to choose."""
+        holders = self._fleet.snapshot.holders.get(request.model, NOBODY).by_key.values()
+        return self._policy.weigh(request, holders, (), self._conditions(request))
+
+    def choose(self, request: Request, tried: Collection[Key] = ()) -> Chosen | None:
+        """The server for the request; None if none is left that can take it."""
+        return self._policy.choose(request, self._fleet.snapshot, tried, self._conditions(request), self._rng)
+
+    def _conditions(self, request: Request) -> Conditions:
         learned = self._learned
-        conditions = Conditions(
+        return Conditions(
             accounts=learned.ledger.accounts,
             breakers=learned.breakers,
             held=learned.sessions.held(request.session),
             ways_ms=learned.ways.ms,
             now_s=self._clock(),
         )
-        return self._policy.weigh(request, self._fleet.snapshot, tried, conditions)
-
-    def pick(self, choices: Choices) -> Chosen | None:
-        """The choice among them."""
-        return self._policy.pick(choices, self._rng)
 
     async def generate(
         self, generation: generation_pb2.Generation, deadline_s: float | None, parent: Context
@@ -132,7 +136,7 @@ class Router:
         counted = 0
         failure: EndpointError | None = None
         while True:
-            chosen = self.pick(self.weigh(request, tried)) if counted < self._retry.max_attempts else None
+            chosen = self.choose(request, tried) if counted < self._retry.max_attempts else None
             if chosen is None:
                 raise self._nothing_left(request, failure)
             tried.add(chosen.candidate.holder.member.key)

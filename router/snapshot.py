@@ -41,11 +41,22 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class Holders:
+    """All members that can serve one model: by server and epoch, and the same by zone."""
+
+    by_key: Mapping[Key, Holder] = field(default_factory=lambda: MappingProxyType({}))
+    by_zone: Mapping[str, tuple[Holder, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+
+NOBODY = Holders()
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All members by server and epoch, and for each model the members that can serve it."""
 
     members: Mapping[Key, Member] = field(default_factory=lambda: MappingProxyType({}))
-    holders: Mapping[str, tuple[Holder, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    holders: Mapping[str, Holders] = field(default_factory=lambda: MappingProxyType({}))
     # Every model that any member lists, also where it cannot be served now: tells "unknown" from "not now".
     models: frozenset[str] = frozenset()
     # Whether any zone's catalog was ever read: tells "no such model" from "nothing known yet".
@@ -67,7 +78,17 @@ def build(view: CatalogView, dead: frozenset[Key]) -> Snapshot:
                     serving.append(Holder(member, model))
     return Snapshot(
         members=MappingProxyType(members),
-        holders=MappingProxyType({name: tuple(serving) for name, serving in holders.items()}),
+        holders=MappingProxyType({name: _holders(serving) for name, serving in holders.items()}),
         models=frozenset(holders),
         known=any(zone.confirmed_at_s is not None for zone in view.zones.values()),
+    )
+
+
+def _holders(serving: list[Holder]) -> Holders:
+    by_zone: dict[str, list[Holder]] = {}
+    for holder in serving:
+        by_zone.setdefault(holder.member.endpoint.zone, []).append(holder)
+    return Holders(
+        MappingProxyType({holder.member.key: holder for holder in serving}),
+        MappingProxyType({zone: tuple(there) for zone, there in by_zone.items()}),
     )

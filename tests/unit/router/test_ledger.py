@@ -1,0 +1,69 @@
+from discovery.endpoint import Load
+from router.ledger import Ledger
+from tests.fakes.clock import FakeClock
+
+KEY = ("a-1", "e1")
+
+
+def test_a_booking_counts_until_it_is_closed() -> None:
+    ledger = Ledger(FakeClock())
+    booking = ledger.book(KEY, 100)
+    account = ledger.accounts[KEY]
+    assert (ledger.in_flight, account.own_streams, account.own_prompt_tokens) == (1, 1, 100)
+    booking.first_token()
+    assert (account.own_streams, account.own_prompt_tokens) == (1, 0)
+    booking.close()
+    assert (ledger.in_flight, account.own_streams, account.own_prompt_tokens) == (0, 0, 0)
+
+
+def test_closing_twice_releases_once_and_closing_early_releases_all() -> None:
+    ledger = Ledger(FakeClock())
+    first, second = ledger.book(KEY, 100), ledger.book(KEY, 50)
+    first.close()
+    first.close()
+    first.first_token()
+    account = ledger.accounts[KEY]
+    assert (ledger.in_flight, account.own_streams, account.own_prompt_tokens) == (1, 1, 50)
+    second.close()
+    assert (account.own_streams, account.own_prompt_tokens) == (0, 0)
+
+
+def test_a_report_tells_of_others_what_it_counts_beyond_our_own() -> None:
+    ledger = Ledger(FakeClock())
+    ledger.book(KEY, 100)
+    ledger.report(KEY, Load(running=2, waiting=3, waiting_prompt_tokens=700))
+    account = ledger.accounts[KEY]
+    assert (account.others_streams, account.others_prompt_tokens) == (4, 600)
+    assert account.streams == 5
+
+
+def test_a_report_older_than_our_booking_never_counts_below_zero() -> None:
+    ledger = Ledger(FakeClock())
+    ledger.book(KEY, 100)
+    ledger.report(KEY, Load())
+    account = ledger.accounts[KEY]
+    assert (account.streams, account.others_prompt_tokens) == (1, 0)
+
+
+def test_others_prompts_are_worked_on_after_the_report_and_ours_stay_until_their_first_token() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.report(KEY, Load(waiting=1, waiting_prompt_tokens=1000))
+    ledger.book(KEY, 100)
+    account = ledger.accounts[KEY]
+    assert account.waiting_prompt_tokens(clock(), 500) == 1100
+    clock.advance(1)
+    assert account.waiting_prompt_tokens(clock(), 500) == 600
+    clock.advance(10)
+    assert account.waiting_prompt_tokens(clock(), 500) == 100
+
+
+def test_accounts_of_endpoints_that_are_gone_stay_while_something_of_ours_runs_there() -> None:
+    ledger = Ledger(FakeClock())
+    booking = ledger.book(KEY, 1)
+    ledger.report(("a-2", "e1"), Load())
+    ledger.keep([])
+    assert set(ledger.accounts) == {KEY}
+    booking.close()
+    ledger.keep([])
+    assert not ledger.accounts

@@ -1,0 +1,65 @@
+from typing import Any
+
+import pytest
+
+from discovery.catalog import CatalogState
+from discovery.endpoint import Load, ModelState, Residency
+from router.ledger import Account
+from router.scorers import Cost, Rates, cost
+from router.snapshot import Holder, Member
+from tests.unit.router.builders import HOT, endpoint, key, request
+
+RATES = Rates(prefill_tokens_per_second=1000, itl_ms=10, decode_slowdown_per_stream=0.02)
+
+
+def price(model: ModelState = HOT, held_tokens: int = 0, way_ms: float = 0, **account: Any) -> Cost:
+    """Of a request with 100 tokens in and 100 out, on a server with 8 streams at most."""
+    of = endpoint(models=(model,))
+    holder = Holder(Member(key(of), of, CatalogState.PASSING), model)
+    return cost(request(), holder, Account(**account), held_tokens, way_ms, RATES, now_s=0.0)
+
+
+def test_an_idle_hot_server_costs_its_prefill() -> None:
+    assert price() == Cost(0, 0, 100, 0, 0, 100, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "ready_ms"),
+    [
+        (ModelState("m", Residency.HOT, 1, time_to_ready_ms=9), 0),
+        (ModelState("m", Residency.ASLEEP, 1, time_to_ready_ms=550), 550),
+        (ModelState("m", Residency.LISTED, 1), RATES.unmeasured_ready_ms),
+    ],
+)
+def test_ready_is_the_time_until_the_model_is_hot(model: ModelState, ready_ms: float) -> None:
+    assert price(model).ready_ms == ready_ms
+
+
+def test_queue_is_what_waits_there_at_the_measured_rate() -> None:
+    assert price(own_prompt_tokens=300, others_prompt_tokens=200.0).queue_ms == 500
+    assert price(own_prompt_tokens=300, load=Load(prefill_tokens_per_second=3000)).queue_ms == 100
+
+
+@pytest.mark.parametrize(("streams", "queue_ms"), [(7, 0), (8, 125), (15, 1000)])
+def test_a_full_batch_makes_wait_for_a_place(streams: int, queue_ms: float) -> None:
+    # A stream takes 100 tokens x 10 ms; with 8 of them a place becomes free every 125 ms.
+    assert price(own_streams=streams).queue_ms == queue_ms
+
+
+@pytest.mark.parametrize(("held", "prefill_ms", "cached"), [(0, 100, 0), (60, 40, 60), (100, 1, 99), (5000, 1, 99)])
+def test_cached_tokens_are_not_computed_but_the_last_one_always_is(held: int, prefill_ms: float, cached: int) -> None:
+    found = price(held_tokens=held)
+    assert (found.prefill_ms, found.cached_tokens) == (prefill_ms, cached)
+
+
+def test_decode_grows_with_the_streams_already_there() -> None:
+    # 5 streams slow each of 100 tokens by 10 % of 10 ms.
+    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(100)
+
+
+def test_the_sum_is_the_sum() -> None:
+    found = price(ModelState("m", Residency.ASLEEP, 1, 7.0), 10, 50.0, own_streams=9, own_prompt_tokens=30)
+    assert found.total_ms == pytest.approx(
+        found.ready_ms + found.queue_ms + found.prefill_ms + found.decode_ms + found.zone_ms
+    )
+    assert found.zone_ms == 50
