@@ -1,0 +1,73 @@
+"""Simulated model servers in this process, registered in an in-memory catalog: real gRPC, no other processes."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from discovery.consul_registrar import RegistrarTiming
+from discovery.memory import MemoryCatalog
+from model_server.config import ServerSettings
+from model_server.engines.sim import SimEngine
+from model_server.engines.sim_settings import SimSettings
+from model_server.server import ModelServer
+
+MODEL = "sim-model"
+# Fast enough for tests, slow enough that a stream of a few tokens can still be interrupted.
+FAST = SimSettings(load_ms=0.0, step_base_ms=2.0, step_per_stream_ms=0.01)
+# Watchers in memory see a change at once; nobody has to wait for them.
+QUICK = RegistrarTiming(settle_s=0.05, leave_within_s=2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetServer:
+    """A server and what is behind it."""
+
+    server: ModelServer
+    engine: SimEngine
+
+
+def server_settings(**changes: Any) -> ServerSettings:
+    """Settings of a server for tests: the simulator, any port, short drains."""
+    return ServerSettings(**{"engine": "sim", "model": MODEL, "drain_seconds": 5.0, **changes})
+
+
+@asynccontextmanager
+async def running_server(
+    settings: ServerSettings | None = None, sim: SimSettings = FAST, **parts: Any
+) -> AsyncIterator[FleetServer]:
+    """One server, serving; drained when the block ends. `parts` go to ModelServer (registrar, clock, ...)."""
+    settings = settings or server_settings()
+    engine = SimEngine(settings.served_model, sim)
+    async with ModelServer(settings, engine, **parts).running() as server:
+        yield FleetServer(server, engine)
+
+
+@asynccontextmanager
+async def fleet(
+    catalog: MemoryCatalog,
+    servers_per_zone: int,
+    *,
+    sim: SimSettings = FAST,
+    settings: Callable[[str, int], ServerSettings] | None = None,
+    zones: Sequence[str] | None = None,
+) -> AsyncIterator[list[FleetServer]]:
+    """`servers_per_zone` servers in each zone of `catalog` (or in `zones`), all serving, zone by zone in order.
+
+    Server ids are `ZONE-0`, `ZONE-1`, ...; `settings` makes those of server i of a zone otherwise. All are stopped when
+    the block ends, at the same time. A server that a test stopped or broke is left alone.
+    """
+    make = settings or (lambda zone, i: server_settings(zone=zone, server_id=f"{zone}-{i}"))
+    async with AsyncExitStack() as held:
+        places = [(zone, i) for zone in zones or catalog.zones for i in range(servers_per_zone)]
+        started = [
+            running_server(make(zone, i), sim, registrar=catalog.registrar(zone, QUICK)) for zone, i in places
+        ]
+        members = [await held.enter_async_context(each) for each in started]
+        try:
+            yield members
+        finally:
+            # Each would otherwise wait for the one before it.
+            for member in members:
+                if not member.server.stopping:
+                    member.server.stop()
