@@ -59,8 +59,8 @@ def model_to_proto(model: ModelState) -> endpoint_pb2.Model:
     )
 
 
-def endpoint_to_proto(endpoint: Endpoint, load: Load) -> endpoint_pb2.Endpoint:
-    """A record for the API, with the freshest load known."""
+def endpoint_to_proto(endpoint: Endpoint) -> endpoint_pb2.Endpoint:
+    """A record for the API."""
     return endpoint_pb2.Endpoint(
         server=endpoint.server,
         address=endpoint.address,
@@ -76,7 +76,7 @@ def endpoint_to_proto(endpoint: Endpoint, load: Load) -> endpoint_pb2.Endpoint:
         capacity=endpoint_pb2.Capacity(max_streams=endpoint.max_streams, kv_tokens=endpoint.kv_tokens),
         link_version=endpoint.link_version,
         models=[model_to_proto(model) for model in endpoint.models],
-        load=load_to_proto(load),
+        load=load_to_proto(endpoint.load),
         numerics_class=endpoint.numerics_class,
         resume_modes=[endpoint_pb2.ResumeMode.Value(mode) for mode in endpoint.resume_modes],
     )

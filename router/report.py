@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from discovery.catalog import CatalogState, ZoneView
-from discovery.endpoint import Load
 from router.ejection import BreakerState
 from router.fleet import Fleet
 from router.learned import Learned
@@ -123,9 +122,8 @@ class Report:
         account = self._learned.ledger.accounts.get(member.key, NOTHING)
         state = breakers.state(member.key)
         ejected_for_s = breakers.ejected_for_s(member.key)
-        load = account.load if account.load != Load() else member.endpoint.load
         return router_pb2.EndpointStatus(
-            endpoint=endpoint_to_proto(member.endpoint, load),
+            endpoint=endpoint_to_proto(member.endpoint),
             catalog_state=_CATALOG_STATE[member.catalog_state],
             breaker=_BREAKER[state],
             ejected_for=seconds(ejected_for_s) if state is BreakerState.EJECTED else None,

@@ -399,7 +399,7 @@ class EndpointStatus(_message.Message):
     """Why it is not chosen; empty if it can be."""
     @_builtins.property
     def endpoint(self) -> _endpoint_pb2.Endpoint:
-        """Its record, with the freshest load known."""
+        """Its record, as the catalog has it: load in coarse steps."""
 
     @_builtins.property
     def ejected_for(self) -> _duration_pb2.Duration:
