@@ -1,0 +1,70 @@
+"""`stoker explain`: what a request would cost on each server, term by term, and why some cannot be chosen."""
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from stoker.v1 import router_pb2
+from stoker_client.cli.printing import console, print_message, table
+from stoker_client.cli.session import client_settings, common_flags, connected, model_of, run
+from stoker_client.config import ClientSettings
+from stoker_client.options import Options, Turn
+
+TERMS = ("ready", "queue", "prefill", "decode", "zone", "total")
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--model", help="The model, NAME or NAME@VERSION. Default: the only one there is.")
+@click.option("--chat", is_flag=True, help="Take the prompt as a user's message in a conversation.")
+@click.option("--max-tokens", type=int, help="The most tokens to generate.")
+@click.option("--session", help="The conversation this belongs to.")
+@common_flags
+def explain(
+    prompt: str,
+    model: str | None,
+    chat: bool,
+    max_tokens: int | None,
+    session: str | None,
+    router: tuple[str, ...],
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Price a request on every server, in ms, and send it nowhere."""
+    options: Options = {}
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if session is not None:
+        options["session"] = session
+    run(_explain(client_settings(router, timeout_s, model), prompt, options, chat=chat, as_json=as_json))
+
+
+async def _explain(settings: ClientSettings, prompt: str, options: Options, *, chat: bool, as_json: bool) -> None:
+    turns: list[Turn] = [{"role": "user", "content": prompt}]
+    async with connected(settings) as client:
+        priced = await client.explain(
+            None if chat else prompt,
+            messages=turns if chat else None,
+            model=await model_of(client, settings),
+            **options,
+        )
+    if as_json:
+        print_message(priced)
+    else:
+        console().print(costs_table(priced))
+
+
+def costs_table(priced: router_pb2.ExplainResponse) -> Table:
+    """Every server, cheapest first, its cost term by term in ms; the excluded with their reason."""
+    chosen = f"[bold]{escape(priced.chosen)}[/] would be chosen" if priced.chosen else "[red]no server can be chosen[/]"
+    tokens = f"{priced.prompt_tokens} tokens in, {priced.expected_output_tokens} out expected"
+    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), (*TERMS, "cached"), "excluded by")
+    for candidate in priced.candidates:
+        style = "bold green" if candidate.server == priced.chosen else "dim" if candidate.excluded_by else ""
+        cost = candidate.cost
+        terms = (cost.ready_ms, cost.queue_ms, cost.prefill_ms, cost.decode_ms, cost.zone_ms, cost.total_ms)
+        shown = [f"{term:.2f}" for term in terms] if candidate.HasField("cost") else ["-"] * len(terms)
+        cached = str(candidate.cached_tokens)
+        server, zone, why = escape(candidate.server), escape(candidate.zone), escape(candidate.excluded_by)
+        shown_terms.add_row(server, zone, *shown, cached, why, style=style)
+    return shown_terms

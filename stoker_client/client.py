@@ -1,0 +1,210 @@
+"""The SDK: an async client of a mesh."""
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+import grpc
+from opentelemetry import trace
+
+from stoker.v1 import (
+    generation_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
+from stoker_client.addresses import Addresses, unreachable, worth_another_address
+from stoker_client.call import Deadline, Metadata, raising_stoker_error
+from stoker_client.errors import StokerError
+from stoker_client.generation import build
+from stoker_client.options import Options, Turn
+from stoker_client.results import Chunk, Completion
+from stoker_client.stream import Stream
+from stoker_common import tracing
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Client:
+    """A client of the mesh behind one or several routers (or model servers: they serve the same calls).
+
+    Several addresses are tried in the order given, until one answers; once a part of an answer has come, a failure is
+    the caller's to see. Belongs to the event loop that first uses it; `async with` or `close()` closes its channels.
+
+        async with Client("127.0.0.1:7070") as client:
+            answer = await client.generate("The capital of France is", model="SmolLM2-135M-Instruct", temperature=0)
+            print(answer.text)
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        connect_timeout_s: float = 5.0,
+        tracer: trace.Tracer | None = None,
+    ) -> None:
+        """`timeout_s` bounds a whole call unless the call says otherwise (None: no bound); `connect_timeout_s` what one
+        address may take to connect before the next one's turn. `tracer` makes a span for each call, by default the one
+        that the application has set up for OpenTelemetry, if it has."""
+        self._addresses = Addresses([addresses] if isinstance(addresses, str) else addresses, connect_timeout_s)
+        self._timeout_s = timeout_s
+        self._tracer = tracer or trace.get_tracer("stoker_client")
+
+    async def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        model: str,
+        messages: Iterable[Turn | generation_pb2.ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Completion:
+        """The whole answer to exactly one of `prompt`, `messages` and `token_ids`. Raises StokerError."""
+        request = inference_pb2.GenerateRequest(generation=build(prompt, messages, token_ids, model, options))
+        return Completion(
+            await self._call(
+                "generate",
+                lambda channel, metadata, timeout: inference_pb2_grpc.InferenceServiceStub(channel).Generate(
+                    request, metadata=metadata, timeout=timeout
+                ),
+                timeout_s,
+            )
+        )
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        model: str,
+        messages: Iterable[Turn | generation_pb2.ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        timeout_s: float | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """The same answer as it comes. The call begins with the first `async for`; leaving the loop cancels it."""
+        request = inference_pb2.GenerateStreamRequest(generation=build(prompt, messages, token_ids, model, options))
+        return Stream(self._stream(request, timeout_s))
+
+    async def models(self, *, zone: str = "", model: str = "") -> Sequence[model_pb2.ModelOnServer]:
+        """Every model on every server, or those of one zone or of one model. Raises StokerError."""
+        request = model_pb2.ListModelsRequest(zone=zone, model=model)
+        response = await self._call(
+            "models",
+            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).ListModels(
+                request, metadata=metadata, timeout=timeout
+            ),
+        )
+        return response.models
+
+    async def status(self, *, zone: str = "") -> router_pb2.StatusResponse:
+        """What the router sees: zones, servers, models, load, breakers. Raises StokerError."""
+        request = router_pb2.StatusRequest(zone=zone)
+        return await self._call(
+            "status",
+            lambda channel, metadata, timeout: router_pb2_grpc.RouterServiceStub(channel).Status(
+                request, metadata=metadata, timeout=timeout
+            ),
+        )
+
+    async def explain(
+        self,
+        prompt: str | None = None,
+        *,
+        model: str,
+        messages: Iterable[Turn | generation_pb2.ChatMessage] | None = None,
+        token_ids: Iterable[int] | None = None,
+        **options: Unpack[Options],
+    ) -> router_pb2.ExplainResponse:
+        """What the request would cost on every server, term by term in ms; it is sent nowhere. Raises StokerError."""
+        request = router_pb2.ExplainRequest(generation=build(prompt, messages, token_ids, model, options))
+        return await self._call(
+            "explain",
+            lambda channel, metadata, timeout: router_pb2_grpc.RouterServiceStub(channel).Explain(
+                request, metadata=metadata, timeout=timeout
+            ),
+        )
+
+    async def _call(
+        self,
+        name: str,
+        start: Callable[[grpc.aio.Channel, Metadata, float | None], grpc.aio.UnaryUnaryCall[Request, Response]],
+        timeout_s: float | None = None,
+    ) -> Response:
+        """One answer to the call that `start` begins, from the first address that gives one."""
+        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        failed: StokerError | None = None
+        with self._traced(name) as metadata:
+            async with aclosing(self._addresses.connected(deadline.left_s())) as channels:
+                async for channel in channels:
+                    call = start(channel, metadata, deadline.left_s())
+                    try:
+                        with raising_stoker_error():
+                            return await call
+                    except StokerError as error:
+                        failed = error
+                        if not worth_another_address(error):
+                            raise
+                    finally:
+                        call.cancel()
+            raise failed or unreachable()
+
+    async def _stream(
+        self, request: inference_pb2.GenerateStreamRequest, timeout_s: float | None
+    ) -> AsyncGenerator[Chunk, None]:
+        """The parts of the answer, from the first address that gives one. Progress may repeat, an answer never does."""
+        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        failed: StokerError | None = None
+        with self._traced("stream") as metadata:
+            async with aclosing(self._addresses.connected(deadline.left_s())) as channels:
+                async for channel in channels:
+                    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+                    call = stub.GenerateStream(request, metadata=metadata, timeout=deadline.left_s())
+                    begun = False
+                    try:
+                        with raising_stoker_error():
+                            async for part in call:
+                                begun = begun or part.HasField("started") or bool(part.deltas)
+                                yield Chunk(part)
+                            return
+                    except StokerError as error:
+                        failed = error
+                        if begun or not worth_another_address(error):
+                            raise
+                    finally:
+                        # An abandoned call runs on: grpc does not cancel it by itself.
+                        call.cancel()
+            raise failed or unreachable()
+
+    @contextmanager
+    def _traced(self, name: str) -> Iterator[Metadata]:
+        """A span around a call, and the metadata that carries it on. The span is current only while the metadata is
+        made: a generator's body may be closed from another context."""
+        span = self._tracer.start_span(f"stoker.{name}", kind=trace.SpanKind.CLIENT)
+        try:
+            with trace.use_span(span):
+                metadata = tracing.inject()
+            yield metadata
+        except StokerError as error:
+            span.set_status(trace.Status(trace.StatusCode.ERROR, error.code.name))
+            raise
+        finally:
+            span.end()
+
+    async def close(self) -> None:
+        """Close the channels. Calls that still run fail with CANCELLED."""
+        await self._addresses.close()
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

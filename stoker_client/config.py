@@ -1,0 +1,20 @@
+"""Settings of the commands that call a mesh: section [client]."""
+
+from pydantic import Field
+
+from stoker_common.settings import Settings
+
+DEFAULT_ROUTER = "127.0.0.1:7070"
+
+
+class ClientSettings(Settings):
+    """Where the mesh is, and how long to wait for it."""
+
+    router: tuple[str, ...] = Field(
+        (),
+        description="Routers' addresses, host:port, tried in order; none: the local mesh's, else " + DEFAULT_ROUTER,
+    )
+    model: str = Field("", description="The model to ask; none: the only one there is")
+    timeout_s: float = Field(300.0, gt=0, description="What a whole call may take, in seconds")
+    connect_timeout_s: float = Field(5.0, gt=0, description="What connecting to one router may take, in seconds")
+    otlp_endpoint: str = Field("", description="Where to send traces by OTLP/gRPC, host:port or URL; none: nowhere")
