@@ -36,6 +36,11 @@ def is_list(field: FieldInfo) -> bool:
     return any(typing.get_origin(kind) in _LISTS or kind in _LISTS for kind in _kinds(field.annotation))
 
 
+def is_secret(field: FieldInfo) -> bool:
+    """Whether the key's value must not be shown."""
+    return SecretStr in _kinds(field.annotation)
+
+
 def add_flags(parser: argparse.ArgumentParser, cls: type[BaseModel], env_prefix: str) -> None:
     """Add a flag for every key of `cls`. Flags that are not given leave nothing in the namespace."""
     for key, field in cls.model_fields.items():
@@ -84,7 +89,7 @@ def _help(key: str, field: FieldInfo, env_prefix: str) -> str:
     default = field.get_default(call_default_factory=True)
     if default is PydanticUndefined:
         says = "required"
-    elif default in (None, "", (), [], frozenset()) or isinstance(default, SecretStr):
+    elif is_secret(field) or default in (None, "", (), [], frozenset()):
         says = "default: none"
     elif isinstance(default, list | tuple | set | frozenset):
         says = f"default: {','.join(str(item) for item in default)}"

@@ -21,6 +21,9 @@ def configure(level: str, process: str, stream: TextIO | None = None) -> None:
     `process` says who logs, such as `router a-1`. Replaces what was configured before. Raises ValueError for a level
     that does not exist.
     """
+    levels = logging.getLevelNamesMapping()
+    if level.upper() not in levels:
+        raise ValueError(f"there is no log level {level}; give one of {', '.join(levels)}")
     handler = logging.StreamHandler(stream or sys.stderr)
     fields = {"asctime": "time", "levelname": "level", "name": "logger"}
     handler.setFormatter(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -150,7 +150,7 @@ def _explain(cls: type[Settings], section: str, given: Mapping[str, _Given], det
         ways = f"{flags.flag(key)}, ${env_name(section, key)} or {key} in [{section}]"
         return f"  {key} is missing: give {ways}. It is: {_means(field)}"
     item = given.get(key)
-    value = "" if field.annotation is SecretStr else f" = {_short(detail['input'])}"
+    value = "" if flags.is_secret(field) else f" = {_short(detail['input'])}"
     source = item.source if item else "its default"
     return f"  {key}{value} (from {source}): {what[:1].lower()}{what[1:]}. It is: {_means(field)}"
 

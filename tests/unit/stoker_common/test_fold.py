@@ -1,7 +1,7 @@
 """Parts fold into the answer that they are, however they were cut."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.v1 import inference_pb2 as pb
@@ -45,6 +45,7 @@ def fold(*parts: pb.GenerateStreamResponse) -> pb.GenerateResponse:
     return folding.response()
 
 
+@settings(deadline=None)
 @given(st.lists(PARTS, max_size=6))
 def test_concatenated_parts_fold_as_the_parts_do(parts: list[pb.GenerateStreamResponse]) -> None:
     joined = pb.GenerateStreamResponse.FromString(b"".join(part.SerializeToString() for part in parts))

@@ -1,7 +1,7 @@
 """Whatever bytes arrive: a message or a Refusal, and what is refused is refused within the rules."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoker.v1 import generation_pb2 as pb
@@ -56,6 +56,7 @@ def check(request: inference_pb2.GenerateRequest) -> None:
         assert to_rpc_status(refusal).ByteSize() < 4096
 
 
+@settings(deadline=None)
 @given(st.one_of(st.binary(max_size=200), FIELD_LIKE, WRAPPED))
 def test_bytes_are_a_message_or_a_refusal(data: bytes) -> None:
     try:
@@ -66,6 +67,7 @@ def test_bytes_are_a_message_or_a_refusal(data: bytes) -> None:
         check(request)
 
 
+@settings(deadline=None)
 @given(GENERATIONS)
 def test_a_generation_passes_or_is_refused_by_a_field(generation: pb.Generation) -> None:
     check(
