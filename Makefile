@@ -12,7 +12,7 @@ CODE := $(wildcard discovery router model_server stoker_common stoker_client tes
 # Without byte code, importing vLLM takes 15 s each time instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo up down test test-unit test-fast check format proto proto-check proto-breaking lock clean clean-all
+.PHONY: help setup demo up down test test-unit test-fast check format proto proto-check proto-breaking proto-release lock clean clean-all
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -44,7 +44,7 @@ check: setup ## The gate before a merge: lint, format, types, imports, generated
 	$(VENV)/mypy $(CODE)
 	$(VENV)/lint-imports
 	deploy/protos/generate.sh --check
-	$(VENV)/python deploy/protos/breaking.py
+	$(VENV)/python -m deploy.protos.breaking
 
 format: setup ## Format, and fix what ruff can fix
 	$(VENV)/ruff format
@@ -57,7 +57,10 @@ proto-check: setup ## Fail where generated/ is not what protos/ gives
 	@deploy/protos/generate.sh --check
 
 proto-breaking: setup ## Fail where protos/ breaks the wire format of the last release
-	@$(VENV)/python deploy/protos/breaking.py
+	@$(VENV)/python -m deploy.protos.breaking
+
+proto-release: setup ## At a release: make today's protos what proto-breaking guards
+	@$(VENV)/python -m deploy.protos.breaking --release
 
 lock: setup ## Compile deploy/locks from pyproject.toml; UPGRADE=1 takes newer versions
 	@deploy/setup/lock.sh

