@@ -1,8 +1,8 @@
 """What every Engine must do. One suite for all of them.
 
-A test module derives a class `TestX(EngineContract)` and has three fixtures with `scope="module"`, and where async with
-`loop_scope="module"`: `engine`, started, stopped afterwards; `capabilities`; and `kill`, which makes an engine die as if
-by accident. The tests share the engine, in the order they stand here: the last one kills it.
+A test module derives a class `TestX(EngineContract)` and has three fixtures with `scope="module"` (where async, also
+`loop_scope="module"`): `engine`, started, stopped afterwards; `capabilities`; and `kill`, which makes an engine die as
+if by accident. The tests share the engine, in the order they stand here: the last one kills it.
 """
 
 import asyncio
