@@ -38,7 +38,7 @@ class NvmlGpus:
         if len(self._handles) < (count or 1):
             raise DeviceLost(
                 f"{count or 1} GPUs are needed and CUDA_VISIBLE_DEVICES={visible!r} leaves {len(self._handles)}: "
-                "name more of them, or lower vllm.tensor_parallel_size"
+                "name more of them, or lower vllm_tensor_parallel_size"
             )
 
     @classmethod

@@ -50,14 +50,14 @@ class VllmEngine:
             raise EngineError("an engine starts once: make another")
         settings = self._settings
         if not settings.is_folder and (settings.model.startswith((".", "/", "~")) or os.sep + os.sep in settings.model):
-            raise EngineError(f"no folder {settings.model!r}: set vllm.model to a Hugging Face folder or a hub id")
+            raise EngineError(f"no folder {settings.model!r}: set model to a Hugging Face folder or a hub id")
         self._keeper = _Keeper(_arguments(settings), self._stats)
         try:
             self._llm = await self._keeper.llm()
         except Exception as error:
             raise EngineError(
                 f"vLLM could not load {settings.model!r}: {type(error).__name__}: {error}. "
-                "Its own log, on standard error, says more; less memory: vllm.max_model_len, vllm.kv_cache_memory_bytes"
+                "Its own log, on standard error, says more; less memory: vllm_max_model_len, vllm_kv_cache_memory_bytes"
             ) from error
         facts = vllm_api.facts(self._llm)
         self._prompts = PromptEncoder(self._llm.get_tokenizer(), facts.max_model_tokens)

@@ -37,24 +37,32 @@ class VllmSettings(Settings):
     """One engine's settings. None: the default for the kind of machine, else vLLM's own."""
 
     model: str = Field(min_length=1, description="A Hugging Face folder, or a hub id.")
-    served_model_name: str | None = Field(None, min_length=1, description="Default: the folder's name.")
-    device: Device = Field("auto", description="What the installed vLLM was built for, unless said.")
+    served_model_name: str | None = Field(default=None, min_length=1, description="Default: the folder's name.")
+    device: Device = Field(default="auto", description="What the installed vLLM was built for, unless said.")
     dtype: Dtype = "auto"
-    quantization: str | None = Field(None, description="Default: what the model's config.json says.")
-    max_model_len: int | None = Field(None, ge=1, description="Most tokens of prompt and output. CPU: 2048.")
-    max_num_seqs: int | None = Field(None, ge=1, description="Streams at once. CPU: 16, GPU: 256.")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="Tokens a step computes at most. CPU: 512.")
-    block_size: int | None = Field(None, ge=1, description="Tokens a KV block. CPU: 32.")
-    gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0, description="Share of each GPU's memory.")
-    kv_cache_memory_bytes: int | None = Field(None, ge=1, description="KV cache. CPU: 256 MiB; GPU: what is left.")
-    enforce_eager: bool | None = Field(None, description="Do not compile. CPU: true, GPU: false.")
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share the model.")
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
-    load_format: str = Field("auto", description="`dummy` computes with random weights.")
-    seed: int = Field(0, ge=0, description="Of requests that bring none.")
-    cpu_threads: int = Field(1, ge=1, description="Threads that compute, on a CPU.")
-    shutdown_timeout_s: int = Field(0, ge=0, description="What a stopping engine may still take to finish streams.")
-    otlp_traces_endpoint: str | None = Field(None, description="Where the engine's spans go, as OTLP over gRPC.")
+    quantization: str | None = Field(default=None, description="Default: what the model's config.json says.")
+    max_model_len: int | None = Field(default=None, ge=1, description="Most tokens of prompt and output. CPU: 2048.")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Streams at once. CPU: 16, GPU: 256.")
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=1, description="Tokens a step computes at most. CPU: 512."
+    )
+    block_size: int | None = Field(default=None, ge=1, description="Tokens a KV block. CPU: 32.")
+    gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0, description="Share of each GPU's memory.")
+    kv_cache_memory_bytes: int | None = Field(
+        default=None, ge=1, description="KV cache. CPU: 256 MiB; GPU: what is left."
+    )
+    enforce_eager: bool | None = Field(default=None, description="Do not compile. CPU: true, GPU: false.")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that share the model.")
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+    load_format: str = Field(default="auto", description="`dummy` computes with random weights.")
+    seed: int = Field(default=0, ge=0, description="Of requests that bring none.")
+    cpu_threads: int = Field(default=1, ge=1, description="Threads that compute, on a CPU.")
+    shutdown_timeout_s: int = Field(
+        default=0, ge=0, description="What a stopping engine may still take to finish streams."
+    )
+    otlp_traces_endpoint: str | None = Field(
+        default=None, description="Where the engine's spans go, as OTLP over gRPC."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 
     @property
