@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
 from model_server.admission import Admission
-from model_server.engine import Engine, EngineDead, EngineError, EngineOutput, EngineRefused
+from model_server.engine import DeviceLost, Engine, EngineDead, EngineError, EngineOutput, EngineRefused
 from model_server.fanout import relay
 from model_server.meter import Meter, SequenceMeter
 from model_server.metrics import ServerMetrics
@@ -244,6 +244,8 @@ def _refusal(error: Exception) -> Refusal | None:
     if isinstance(error, EngineRefused):
         make = unimplemented if error.unsupported else invalid
         return make(f"generation.{error.field}", str(error))
+    if isinstance(error, DeviceLost):
+        return unavailable(str(error), reason="DEVICE_LOST")
     if isinstance(error, EngineDead):
         return unavailable(f"the engine died: {error}", reason="ENGINE_DEAD")
     if isinstance(error, EngineError) and error.retryable:

@@ -74,6 +74,11 @@ class Lifecycle:
             self._at_once.set()
         self._stop.set()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to leave, or is over."""
+        return self._stop.is_set() or self._over.is_set()
+
     async def wait_serving(self) -> bool:
         """Wait until it serves (True) or is over without having served (False)."""
         await _first(self._serving.wait(), self._over.wait())

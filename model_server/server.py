@@ -91,21 +91,33 @@ class ModelServer:
         """Drain and leave; a second time, leave at once. Callable from a signal handler of the loop."""
         self._lifecycle.stop()
 
+    async def wait_serving(self) -> None:
+        """Wait until it serves. Raises ServerFailed if it ended before."""
+        if not await self._lifecycle.wait_serving():
+            raise ServerFailed(f"the server ended before it served: {self.liveness.reason}")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to leave, or has left."""
+        return self._lifecycle.stopping
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator["ModelServer"]:
-        """Run it beside the block, which begins when it serves; afterwards drain it, unless it has failed by then.
+        """Run it beside the block, which begins when it serves; drain it afterwards, unless it leaves already.
 
         Raises ServerFailed if it never served.
         """
-        async with asyncio.TaskGroup() as tasks:
-            life = tasks.create_task(self.run())
-            try:
-                if not await self._lifecycle.wait_serving():
-                    raise ServerFailed(f"the server ended before it served: {self.liveness.reason}")
-                yield self
-            finally:
+        # Not a TaskGroup: it would wrap what the block raises. The task is waited for below, whatever happens.
+        life = asyncio.ensure_future(self.run())
+        try:
+            await self.wait_serving()
+            yield self
+        finally:
+            # A second stop would be one at once.
+            if not self.stopping:
                 self.stop()
-                await asyncio.wait((life,))
+            await asyncio.wait((life,))
+        life.result()
 
     @property
     def state(self) -> LifeState:

@@ -1,7 +1,8 @@
 """Simulated model servers in this process, registered in an in-memory catalog: real gRPC, no other processes."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,16 +59,20 @@ async def fleet(
     the block ends, at the same time. A server that a test stopped or broke is left alone.
     """
     make = settings or (lambda zone, i: server_settings(zone=zone, server_id=f"{zone}-{i}"))
-    async with AsyncExitStack() as held:
-        places = [(zone, i) for zone in zones or catalog.zones for i in range(servers_per_zone)]
-        started = [
-            running_server(make(zone, i), sim, registrar=catalog.registrar(zone, QUICK)) for zone, i in places
-        ]
-        members = [await held.enter_async_context(each) for each in started]
+    members: list[FleetServer] = []
+    for zone in zones or catalog.zones:
+        for i in range(servers_per_zone):
+            own = make(zone, i)
+            engine = SimEngine(own.served_model, sim)
+            server = ModelServer(own, engine, catalog.registrar(zone, QUICK))
+            members.append(FleetServer(server, engine))
+    async with asyncio.TaskGroup() as tasks:
+        lives = [tasks.create_task(member.server.run()) for member in members]
         try:
+            await asyncio.gather(*(member.server.wait_serving() for member in members))
             yield members
         finally:
-            # Each would otherwise wait for the one before it.
             for member in members:
                 if not member.server.stopping:
                     member.server.stop()
+            await asyncio.wait(lives)
