@@ -15,6 +15,9 @@ _READY, _BASE = "ready=", "base="
 
 def encode_models(models: Iterable[ModelState], max_keys: int) -> dict[str, str]:
     """`model-0`, `model-1`, ... Raises EncodeError if the list does not fit `max_keys` values of 512 bytes."""
+    models = tuple(models)
+    if len({model.name for model in models}) != len(models):
+        raise EncodeError("models", "a model is listed twice")
     items = [_encode_model(model) for model in models]
     values = items if len(items) <= min(_ONE_EACH, max_keys) else _pack(items)
     if len(values) > max_keys:

@@ -27,16 +27,20 @@ class Seen:
 
     def __init__(self) -> None:
         self.view = CatalogView()
-        self.count = 0
+        self.history: list[CatalogView] = []
         self._news = asyncio.Event()
 
     def publish(self, view: CatalogView) -> None:
         self.view = view
-        self.count += 1
+        self.history.append(view)
         self._news.set()
 
     def zone(self, zone: str = "zone-a") -> ZoneView:
         return self.view.zones.get(zone, ZoneView(zone))
+
+    def fewest(self, since: int, zone: str = "zone-a") -> int:
+        """The smallest set of the zone in any view from the `since`th on."""
+        return min(len(view.zones[zone].entries) for view in self.history[since:])
 
     def entry(self, server: str = "server-1", zone: str = "zone-a") -> CatalogEntry | None:
         return self.zone(zone).entries.get(server)
@@ -61,6 +65,13 @@ class Seen:
         self, state: CatalogState | None, server: str = "server-1", zone: str = "zone-a", within_s: float = 10.0
     ) -> float:
         return await self.until(lambda: self.state(server, zone) is state, within_s)
+
+    async def until_epoch(
+        self, epoch: str, server: str = "server-1", zone: str = "zone-a", within_s: float = 10.0
+    ) -> float:
+        return await self.until(
+            lambda: (entry := self.entry(server, zone)) is not None and entry.endpoint.epoch == epoch, within_s
+        )
 
 
 async def until(done: Callable[[], bool], within_s: float = 10.0) -> None:
