@@ -11,10 +11,14 @@ class ClientSettings(Settings):
     """Where the mesh is, and how long to wait for it."""
 
     router: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="Routers' addresses, host:port, tried in order; none: the local mesh's, else " + DEFAULT_ROUTER,
     )
-    model: str = Field("", description="The model to ask; none: the only one there is")
-    timeout_s: float = Field(300.0, gt=0, description="What a whole call may take, in seconds")
-    connect_timeout_s: float = Field(5.0, gt=0, description="What connecting to one router may take, in seconds")
-    otlp_endpoint: str = Field("", description="Where to send traces by OTLP/gRPC, host:port or URL; none: nowhere")
+    model: str = Field(default="", description="The model to ask; none: the only one there is")
+    timeout_s: float = Field(default=300.0, gt=0, description="What a whole call may take, in seconds")
+    connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="What connecting to one router may take, in seconds"
+    )
+    otlp_endpoint: str = Field(
+        default="", description="Where to send traces by OTLP/gRPC, host:port or URL; none: nowhere"
+    )

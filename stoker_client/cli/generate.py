@@ -84,7 +84,7 @@ async def _generate(
                 if chunk.progress is not None and not as_json:
                     note(f"{chunk.progress.server}: {chunk.progress.activity} ({chunk.progress.fraction:.0%})")
                 if chunk.text and not as_json:
-                    click.echo(printable(chunk.text), nl=False)
+                    sys.stdout.write(printable(chunk.text))
                     sys.stdout.flush()
     if as_json:
         print_message(fold.response())

@@ -20,24 +20,38 @@ DEFAULT_MODEL = Path(".cache/models/SmolLM2-135M-Instruct")
 class MeshSettings(Settings):
     """A mesh on this machine: Consul datacenters, model servers, a router a zone."""
 
-    zones: int = Field(2, ge=1, le=MOST_ZONES, description="How many zones, each a Consul datacenter of its own")
-    servers_per_zone: int = Field(1, ge=1, le=MOST_SERVERS, description="Model servers in each zone")
-    engine: Literal["vllm", "sim"] = Field("vllm", description="What generates: real vLLM, or the simulator")
-    model: str = Field("", description=f"Model folder or Hugging Face id; none: $STOKER_MODEL, else {DEFAULT_MODEL}")
-    consul_servers: int = Field(1, description="Consul servers in each zone, 1 or 3 (3 survive the loss of one)")
+    zones: int = Field(
+        default=2, ge=1, le=MOST_ZONES, description="How many zones, each a Consul datacenter of its own"
+    )
+    servers_per_zone: int = Field(default=1, ge=1, le=MOST_SERVERS, description="Model servers in each zone")
+    engine: Literal["vllm", "sim"] = Field(default="vllm", description="What generates: real vLLM, or the simulator")
+    model: str = Field(
+        default="", description=f"Model folder or Hugging Face id; none: $STOKER_MODEL, else {DEFAULT_MODEL}"
+    )
+    consul_servers: int = Field(
+        default=1, description="Consul servers in each zone, 1 or 3 (3 survive the loss of one)"
+    )
     port_base: int = Field(
-        7070,
+        default=7070,
         ge=1024,
         le=65536 - MOST_ZONES * ZONE_PORTS,
         description=f"The first zone's router listens here; zone by zone {ZONE_PORTS} ports further on",
     )
-    run_folder: Path = Field(Path(".cache/mesh"), description="Where logs, Consul's data and the state file are")
-    ready_timeout_s: float = Field(300.0, gt=0, description="How long all of it may take to come up, in seconds")
-    drain_s: float = Field(
-        30.0, ge=0, description="How long a router or a server may finish what it does when it is ended, in seconds"
+    run_folder: Path = Field(
+        default=Path(".cache/mesh"), description="Where logs, Consul's data and the state file are"
     )
-    max_failures: int = Field(5, ge=1, description="A process that ends this often within restart_window_s is given up")
-    restart_window_s: float = Field(300.0, gt=0, description="The window for max_failures, in seconds")
+    ready_timeout_s: float = Field(
+        default=300.0, gt=0, description="How long all of it may take to come up, in seconds"
+    )
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How long a router or a server may finish what it does when it is ended, in seconds",
+    )
+    max_failures: int = Field(
+        default=5, ge=1, description="A process that ends this often within restart_window_s is given up"
+    )
+    restart_window_s: float = Field(default=300.0, gt=0, description="The window for max_failures, in seconds")
 
     @model_validator(mode="after")
     def _consul_can_vote(self) -> Self:
