@@ -13,7 +13,7 @@ from model_server.engines.sim import SimEngine
 from model_server.engines.sim_faults import FaultSet, InjectedError
 from model_server.engines.sim_settings import SimSettings
 from stoker.v1 import generation_pb2, inference_pb2
-from tests.fakes.virtual_clock import VirtualClock
+from tests.fakes.virtual_clock import VirtualClock, VirtualTimer
 
 pytestmark = pytest.mark.unit
 
@@ -65,6 +65,31 @@ async def test_steps_take_what_the_settings_say() -> None:
     assert clock.time() - began == pytest.approx(0.050 + 0.010 + 4 * 0.011)
     assert [len(output.token_ids) for output in outputs] == [1] * 5
     assert engine.load().steps == 5
+
+
+class LateClock(VirtualClock):
+    """Its timers fire late, as on a busy machine."""
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> VirtualTimer:
+        return super().call_at(when + 0.004, callback)
+
+
+async def test_late_timers_do_not_add_up() -> None:
+    clock = LateClock()
+    engine = await _started(clock)
+    began = clock.time()
+    await clock.run(_whole(engine, _request(max_tokens=50)))
+    assert clock.time() - began == pytest.approx(0.060 + 49 * 0.011 + 0.004)
+
+
+async def test_before_min_tokens_stop_strings_pass() -> None:
+    clock = VirtualClock()
+    engine = await _started(clock)
+    sampling = Sampling(stop=[" "], min_tokens=3)
+    outputs = await clock.run(_whole(engine, _request(max_tokens=9, sampling=sampling)))
+    # Words begin with a space: the first one after three tokens is the fourth.
+    assert sum(len(output.token_ids) for output in outputs) == 4
+    assert outputs[-1].stop_string == " "
 
 
 async def test_waiting_for_a_place_is_told() -> None:
