@@ -56,6 +56,7 @@ class RouterServer:
     def __init__(self, settings: RouterSettings, identity: Identity, world: World) -> None:
         self._settings = settings
         self._world = world
+        self.transport = world.transport
         self._stop = asyncio.Event()
         self.registry = CollectorRegistry()
         self.learned = Learned(
@@ -106,7 +107,7 @@ class RouterServer:
                     task.cancel()
         finally:
             await server.stop(None)
-            await self._world.transport.close()
+            await self.transport.close()
 
     def stop(self) -> None:
         """Take no new requests, finish those in flight within the limit, return from `run`. May be called twice."""
@@ -143,7 +144,7 @@ class RouterServer:
 
     def _members_changed(self, members: Collection[Key]) -> None:
         self.learned.breakers.keep(members)
-        self._world.transport.keep(members)
+        self.transport.keep(members)
 
     def _forget(self, endpoint: Endpoint) -> None:
         self._world.watcher.forget(endpoint.zone, endpoint.server, endpoint.epoch)

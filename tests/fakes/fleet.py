@@ -1,13 +1,13 @@
-"""Simulated model servers in this process, registered in an in-memory catalog: real gRPC, no other processes."""
+"""Simulated model servers in this process, registered in a catalog of the test's choice. All gRPC is real."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from discovery.catalog import Registrar, Watcher
 from discovery.consul_registrar import RegistrarTiming
-from discovery.memory import MemoryCatalog
 from model_server.config import ServerSettings
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
@@ -18,6 +18,20 @@ MODEL = "sim-model"
 FAST = SimSettings(load_ms=0.0, step_base_ms=2.0, step_per_stream_ms=0.01)
 # Watchers in memory see a change at once; nobody has to wait for them.
 QUICK = RegistrarTiming(settle_s=0.05, leave_within_s=2.0)
+
+
+class Catalog(Protocol):
+    """A catalog of several zones, in memory or real."""
+
+    @property
+    def zones(self) -> Sequence[str]:
+        """The zones' names."""
+
+    def registrar(self, zone: str, timing: RegistrarTiming | None = None) -> Registrar:
+        """A registrar at the zone's agent."""
+
+    def watcher(self, zone: str) -> Watcher:
+        """A watcher at the zone's agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ async def running_server(
 
 @asynccontextmanager
 async def fleet(
-    catalog: MemoryCatalog,
+    catalog: Catalog,
     servers_per_zone: int,
     *,
     sim: SimSettings = FAST,
