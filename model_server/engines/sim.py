@@ -20,7 +20,7 @@ from model_server.engines.sim_chat import render
 from model_server.engines.sim_clock import SimClock, Timer
 from model_server.engines.sim_draw import mix
 from model_server.engines.sim_faults import Faults, FaultsFile, InjectedError
-from model_server.engines.sim_refuse import refuse_foreign_ids, refuse_invalid, refuse_unsupported
+from model_server.engines.sim_refuse import refuse_foreign_ids, refuse_hopeless, refuse_invalid, refuse_unsupported
 from model_server.engines.sim_scheduler import Scheduler, Step, step_seconds
 from model_server.engines.sim_settings import SimSettings
 from model_server.engines.sim_stream import SimStream
@@ -31,7 +31,7 @@ from stoker.v1 import generation_pb2, inference_pb2
 VERSION = "1"
 NUMERICS_CLASS = "sim-1"
 
-# About 20 ms of tokenising: more goes to a thread.
+# 20 to 50 ms of tokenising: more goes to a thread.
 _LONG_BYTES = 100_000
 
 
@@ -107,19 +107,30 @@ class SimEngine:
 
     async def encode(self, generation: generation_pb2.Generation) -> list[int]:
         """The prompt's token ids; in a thread if the prompt is long."""
-        match generation.WhichOneof("prompt"):
+        kind = generation.WhichOneof("prompt")
+        match kind:
             case "token_ids":
                 refuse_foreign_ids("token_ids", generation.token_ids.ids, self.settings.vocabulary)
-                return list(generation.token_ids.ids)
-            case "text" if len(generation.text) > _LONG_BYTES:
-                return await asyncio.to_thread(self._tokenizer.encode, generation.text)
+                ids = list(generation.token_ids.ids)
             case "text":
-                return self._tokenizer.encode(generation.text)
-            case "chat" if generation.chat.ByteSize() > _LONG_BYTES:
-                return await asyncio.to_thread(render, generation.chat, self._tokenizer)
+                text = generation.text
+                refuse_hopeless(generation, "text", len(text), self.settings)
+                tokenize = self._tokenizer.encode
+                ids = await asyncio.to_thread(tokenize, text) if len(text) > _LONG_BYTES else tokenize(text)
             case "chat":
-                return render(generation.chat, self._tokenizer)
-        raise EngineRefused("prompt", "is missing: give text, token_ids or chat")
+                chat, size = generation.chat, generation.chat.ByteSize()
+                # A character is 4 bytes at most.
+                refuse_hopeless(generation, "chat", size // 4, self.settings)
+                ids = (
+                    await asyncio.to_thread(render, chat, self._tokenizer)
+                    if size > _LONG_BYTES
+                    else render(chat, self._tokenizer)
+                )
+            case _:
+                raise EngineRefused("prompt", "needs one of text, token_ids, chat")
+        if not ids:
+            raise EngineRefused(kind, "is empty: give at least one token")
+        return ids
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Generate. See Engine.generate; InjectedError where the faults say so."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from model_server.engine import EngineRefused, EngineRequest
 from model_server.engines.sim_settings import SimSettings
+from model_server.engines.sim_tokenizer import LONGEST_TOKEN
 from stoker.v1 import generation_pb2
 
 MOST_LOGPROBS = 20
@@ -49,6 +50,17 @@ def refuse_invalid(request: EngineRequest, settings: SimSettings) -> None:
     if not 0 <= sampling.logprobs <= MOST_LOGPROBS:
         raise EngineRefused("sampling.logprobs", f"is {sampling.logprobs}; must be in [0, {MOST_LOGPROBS}]")
     _refuse_stops(sampling)
+
+
+def refuse_hopeless(generation: generation_pb2.Generation, field: str, characters: int, settings: SimSettings) -> None:
+    """Raise EngineRefused for a prompt that cannot fit whatever its tokens are, before time goes into tokenising it."""
+    most = settings.max_model_tokens * LONGEST_TOKEN
+    if characters > most and not generation.sampling.HasField("truncate_prompt_tokens"):
+        raise EngineRefused(
+            field,
+            f"has more than {most} characters, which do not fit the context of {settings.max_model_tokens} tokens: "
+            "shorten it, or set sampling.truncate_prompt_tokens",
+        )
 
 
 def refuse_foreign_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> None:

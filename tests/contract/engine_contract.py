@@ -157,6 +157,10 @@ class EngineContract:
         assert rendered[: len(without_turn)] == without_turn
         assert len(rendered) > len(without_turn)
 
+        with pytest.raises(EngineRefused) as refusal:
+            await engine.encode(generation(token_ids=generation_pb2.TokenIds()))
+        assert refusal.value.field == "token_ids"
+
     async def test_same_request_gives_same_tokens(self, engine: Engine, capabilities: Capabilities) -> None:
         first = await self.ask(engine, greedy(), capabilities.tokens)
         second = await self.ask(engine, greedy(), capabilities.tokens)

@@ -46,7 +46,7 @@ def test_any_text_becomes_ids_of_the_vocabulary(text: str, vocabulary: int) -> N
 
 def test_ids_are_the_same_in_every_process() -> None:
     # Written down: a change means new tokens for old prompts, and needs a new numerics class.
-    assert TOKENIZER.encode("Hello, what is up? \u6c34") == [20396, 133, 26887, 10596, 28225, 135, 13348, 51, 120]
+    assert TOKENIZER.encode("Hello, what is up? \u6c34") == [18882, 133, 25399, 28330, 4589, 135, 5061, 51, 120]
 
 
 @pytest.mark.parametrize("rank", [0, 79, 80, 6479, 6480, 518_479, 518_480, 2_000_000])
