@@ -81,6 +81,9 @@ class Registrar(Protocol):
     async def run(self) -> None:
         """Bring the catalog to what was announced and keep it there, until cancelled. Never raises for an outage."""
 
+    def leaving(self, reason: str) -> None:
+        """Mark the record as leaving, at once and for good: it stays, out of the picks, while what runs is finished."""
+
     async def leave(self, reason: str) -> None:
         """Say that the server leaves, let watchers see it, then deregister. Gives up after a bounded time, silently to
         callers and loudly to the log: a server must be able to exit while the catalog is away."""

@@ -71,6 +71,7 @@ class ConsulRegistrar:
         self._marked: tuple[bool, str] | None = None
         self._marked_at_s = 0.0
         self._leaving = False
+        self._leaving_because: str | None = None
         self._failing = False
         self._wake = asyncio.Event()
         self._calls = asyncio.Lock()
@@ -80,7 +81,7 @@ class ConsulRegistrar:
         """See Registrar."""
         if self._endpoint is not None and self._endpoint.server != endpoint.server:
             raise ValueError(f"this registrar keeps {self._endpoint.server}, not {endpoint.server}")
-        self._record = encode(endpoint)
+        self._record = encode(endpoint, leaving=self._leaving_because)
         self._endpoint = endpoint
         self._wake.set()
 
@@ -108,9 +109,16 @@ class ConsulRegistrar:
             except TimeoutError:
                 continue
 
+    def leaving(self, reason: str) -> None:
+        """See Registrar."""
+        self._leaving_because = reason or "asked to"
+        if self._endpoint is not None:
+            self.announce(self._endpoint)
+
     async def leave(self, reason: str) -> None:
         """See Registrar."""
         self._leaving = True
+        self._leaving_because = reason or "asked to"
         try:
             async with asyncio.timeout(self._timing.leave_within_s), self._calls:
                 await self._leave(reason)
@@ -173,13 +181,17 @@ class ConsulRegistrar:
     async def _leave(self, reason: str) -> None:
         if self._endpoint is None or not self._ever_written:
             return
-        record = encode(self._endpoint, leaving=reason or "asked to")
+        record = encode(self._endpoint, leaving=self._leaving_because)
         while True:
             try:
                 if await self._superseded(record):
                     return
                 await self._agent.register(SERVICE, record, self._check, replace_checks=False)
                 self.writes += 1
+                if not self._passing:
+                    # `run` may not have got to it: what failed is to be seen as failed while it leaves.
+                    await self._agent.mark(record.service_id, passing=False, output=self._output())
+                    self.marks += 1
                 await asyncio.sleep(self._timing.settle_s)
                 if not await self._superseded(record):
                     await self._agent.deregister(record.service_id)

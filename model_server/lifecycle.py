@@ -143,14 +143,15 @@ class Lifecycle:
         parts.liveness.drain("asked to leave")
         parts.in_flight.close(_draining)
         parts.health.set(serving=False)
-        leaving = self._leave("asked to leave")
-        finished = _first(parts.in_flight.wait_empty(), _expired(parts.drain_s))
-        await _first(_both(leaving, finished), asyncio.shield(watching), self._at_once.wait())
-        if watching.done() and parts.liveness.state.failed:
+        parts.registrar.leaving("asked to leave")
+        ends = asyncio.shield(watching), self._at_once.wait()
+        await _first(parts.in_flight.wait_empty(), _expired(parts.drain_s), *ends)
+        if parts.liveness.state.failed:
             return False
         if len(parts.in_flight):
             log.warning("ending what has not finished", extra={"in_flight": len(parts.in_flight)})
             await self._end_requests(_draining)
+        await _first(parts.registrar.leave("asked to leave"), self._at_once.wait())
         return True
 
     async def _fail(self) -> None:
@@ -160,7 +161,7 @@ class Lifecycle:
         parts.health.set(serving=False)
         parts.registrar.set_health(passing=False, note=parts.liveness.reason)
         await self._end_requests(self._failed)
-        await _first(self._leave(parts.liveness.reason), self._at_once.wait())
+        await _first(parts.registrar.leave(parts.liveness.reason), self._at_once.wait())
 
     def _failed(self) -> Refusal:
         liveness = self._parts.liveness
@@ -170,9 +171,6 @@ class Lifecycle:
     async def _end_requests(self, refusal: Callable[[], Refusal]) -> None:
         self._parts.in_flight.fail(refusal)
         await _first(self._parts.in_flight.wait_empty(), _expired(_LAST_WORDS_S))
-
-    async def _leave(self, reason: str) -> None:
-        await self._parts.registrar.leave(reason)
 
     async def _end(self) -> None:
         """Whatever happened: nothing is left running."""
@@ -197,12 +195,6 @@ def _draining() -> Refusal:
 async def _expired(seconds: float) -> None:
     """A limit on waiting for something else, never waiting itself."""
     await asyncio.sleep(seconds)
-
-
-async def _both(one: Coroutine[Any, Any, object], other: Coroutine[Any, Any, object]) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(one)
-        tasks.create_task(other)
 
 
 async def _first(*awaitables: Awaitable[object]) -> None:

@@ -53,8 +53,9 @@ class InferenceService:
             _require(request.HasField("generation"))
             send = context.write
 
-            async def write(part: inference_pb2.GenerateStreamResponse) -> None:
-                await send(part.SerializeToString())
+            # Runs once a token: hands on gRPC's own awaitable instead of wrapping it in another coroutine.
+            def write(part: inference_pb2.GenerateStreamResponse) -> Awaitable[None]:
+                return send(part.SerializeToString())
 
             await self._serve(request.generation, write, context)
 

@@ -18,5 +18,8 @@ class Unregistered:
         """See Registrar."""
         await asyncio.Event().wait()
 
+    def leaving(self, reason: str) -> None:
+        """See Registrar."""
+
     async def leave(self, reason: str) -> None:
         """See Registrar."""

@@ -189,6 +189,20 @@ async def test_leaving_is_seen_and_then_the_entry_goes(catalog: Catalog) -> None
         assert await catalog.agent(A).epoch("server-1") is None
 
 
+async def test_a_draining_server_stays_marked_as_leaving_until_it_has_left(catalog: Catalog) -> None:
+    registrar, seen = new_registrar(catalog), Seen()
+    registrar.announce(make_endpoint())
+    async with running(registrar.run(), new_watcher(catalog).run(seen.publish)):
+        await seen.until_state(PASSING)
+        registrar.leaving("rolled out")
+        await seen.until_state(CatalogState.LEAVING)
+        registrar.announce(make_endpoint(load=Load(utilization=0.9)))
+        await seen.until(lambda: (entry := seen.entry()) is not None and entry.endpoint.load.utilization > 0.5)
+        assert seen.state() is CatalogState.LEAVING
+        await registrar.leave("rolled out")
+        await seen.until_state(None)
+
+
 async def test_an_unhealthy_server_can_say_that_it_leaves(catalog: Catalog) -> None:
     registrar, seen = new_registrar(catalog), Seen()
     registrar.announce(make_endpoint())
