@@ -16,6 +16,8 @@ _LARGEST_NUMBER = 1e18
 
 def escape(text: str, also: str = "") -> str:
     """`text` with `%`, what cannot be printed and the characters of `also` percent-encoded."""
+    if text.isprintable() and not any(char in text for char in "%" + also):
+        return text
     return "".join(
         char
         if char.isprintable() and char != "%" and char not in also
@@ -26,6 +28,8 @@ def escape(text: str, also: str = "") -> str:
 
 def unescape(key: str, text: str) -> str:
     """The reverse of `escape`. Raises DecodeError naming `key` if what comes out is not text."""
+    if "%" not in text:
+        return text
     try:
         return unquote_to_bytes(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
     except UnicodeError as error:

@@ -1,7 +1,8 @@
 """Consul's health answer read row by row: what it says of each server. Pure; a hostile row harms only itself."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from discovery.agent_api import Answer
 from discovery.catalog import CatalogState
@@ -16,12 +17,19 @@ _NODE_MAINTENANCE, _SERVICE_MAINTENANCE = "_node_maintenance", "_service_mainten
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What an answer says of one server. `endpoint` is None where its record cannot be read; `error` says why."""
+    """What an answer says of one server. `endpoint` is None where its record cannot be read; `error` says why.
+
+    `record` is what they were read from.
+    """
 
     server: str
     state: CatalogState
     endpoint: Endpoint | None
     error: str = ""
+    record: ServiceRecord | None = None
+
+
+_NOTHING: Mapping[str, Reported] = MappingProxyType({})
 
 
 def disbelief(answer: Answer) -> str:
@@ -33,8 +41,11 @@ def disbelief(answer: Answer) -> str:
     return ""
 
 
-def read_answer(answer: Answer, zone: str) -> dict[str, Reported]:
-    """Each server's report, by id. Raises CatalogError if the answer is not a list; a bad row harms only itself."""
+def read_answer(answer: Answer, zone: str, before: Mapping[str, Reported] = _NOTHING) -> dict[str, Reported]:
+    """Each server's report, by id. Raises CatalogError if the answer is not a list; a bad row harms only itself.
+
+    Records that are in `before`, the last answer's reports, are not decoded again: a change wakes a watcher with all.
+    """
     if not isinstance(answer.rows, list):
         raise CatalogError("BAD_ANSWER", f"the answer for {zone} is not a list of services")
     reports: dict[str, tuple[tuple[bool, int], Reported]] = {}
@@ -43,7 +54,7 @@ def read_answer(answer: Answer, zone: str) -> dict[str, Reported]:
         server = service.get("ID")
         if not isinstance(server, str) or not server:
             continue
-        report = _read_row(server, row, service, zone)
+        report = _read_row(server, row, service, zone, before.get(server))
         # The same id on two nodes: a server that moved. Its old node's record turns critical; the newer one counts.
         rank = (report.state is not CatalogState.CRITICAL, _integer(service.get("ModifyIndex")))
         if server not in reports or rank > reports[server][0]:
@@ -51,18 +62,20 @@ def read_answer(answer: Answer, zone: str) -> dict[str, Reported]:
     return {server: report for server, (_, report) in reports.items()}
 
 
-def _read_row(server: str, row: object, service: Mapping[str, object], zone: str) -> Reported:
+def _read_row(server: str, row: object, service: Mapping[str, object], zone: str, before: Reported | None) -> Reported:
     meta = {key: value for key, value in _mapping(service, "Meta").items() if isinstance(value, str)}
     address = service.get("Address") or _mapping(row, "Node").get("Address")
     record = ServiceRecord(server, address if isinstance(address, str) else "", _integer(service.get("Port")), (), meta)
     state = CatalogState.LEAVING if record.leaving else _state_of_checks(row)
+    if before is not None and before.record == record:
+        return replace(before, state=state)
     try:
         endpoint = decode(record)
         if endpoint.zone != zone:
             raise DecodeError("zone", f"{endpoint.zone[:40]!r} is not {zone}, where it is registered")
     except DecodeError as error:
-        return Reported(server, state, None, str(error))
-    return Reported(server, state, endpoint)
+        return Reported(server, state, None, str(error), record)
+    return Reported(server, state, endpoint, record=record)
 
 
 def _state_of_checks(row: object) -> CatalogState:

@@ -58,7 +58,7 @@ class ZoneWatch:
         self._clock = clock
         self._timing = timing
         self._index = 0
-        self._bad: Mapping[str, str] = {}
+        self._reports: Mapping[str, Reported] = {}
 
     async def run(self) -> None:
         """Follow the zone until cancelled; no outage ends it."""
@@ -90,7 +90,7 @@ class ZoneWatch:
             self._show(view)
 
     def _take(self, answer: Answer) -> None:
-        reports = read_answer(answer, self.view.zone)
+        reports = read_answer(answer, self.view.zone, self._reports)
         doubt = disbelief(answer)
         if doubt:
             self.doubted += 1
@@ -99,6 +99,7 @@ class ZoneWatch:
             self.answers += 1
             self._index = next_index(self._index, answer.index)
         self._note_bad(reports)
+        self._reports = reports
         view = merge(self.view, reports, doubt, self._clock(), self._timing.max_missing)
         dropped = len(self.view.entries.keys() - view.entries.keys() - _in(self.view, CatalogState.LEAVING))
         if dropped:
@@ -112,13 +113,14 @@ class ZoneWatch:
     def _note_bad(self, reports: Mapping[str, Reported]) -> None:
         bad = {server: report.error for server, report in reports.items() if report.error}
         for server, error in bad.items():
-            if server not in self._bad:
+            known = self._reports.get(server)
+            if known is None or not known.error:
                 log.warning(
                     "a server's record cannot be read; its last good one stays: %s",
                     ascii(error)[:200],
                     extra={"zone": self.view.zone, "server": ascii(server)[:140]},
                 )
-        self._bad, self.undecodable = bad, len(bad)
+        self.undecodable = len(bad)
 
     def _show(self, view: ZoneView) -> None:
         before, self.view = self.view, view

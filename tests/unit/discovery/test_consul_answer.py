@@ -87,6 +87,15 @@ def test_without_a_leader_an_answer_is_doubted(answer: Answer, doubted: bool) ->
     assert bool(disbelief(answer)) is doubted
 
 
+def test_an_unchanged_record_is_not_decoded_again_and_its_state_is_new() -> None:
+    first = read_answer(Answer(1, [row()], True, 0), "zone-a")
+    critical = read_answer(Answer(2, [row(("service:a", "critical"))], True, 0), "zone-a", first)
+    assert critical["a"].endpoint is first["a"].endpoint
+    assert critical["a"].state is CatalogState.CRITICAL
+    changed = read_answer(Answer(3, [row(epoch="2")], True, 0), "zone-a", critical)
+    assert changed["a"].endpoint is not None and changed["a"].endpoint.epoch == "2"
+
+
 @pytest.mark.parametrize("rows", [None, {}, "[]", 7])
 def test_no_list_is_no_answer(rows: object) -> None:
     with pytest.raises(CatalogError):
