@@ -1,0 +1,55 @@
+"""A model server's settings: names, addresses, the engines' own keys."""
+
+import pytest
+
+from model_server.config import CommandSettings, ServerSettings, check_engine, sim_settings, vllm_settings
+from stoker_common.settings import SettingsError, load
+
+pytestmark = pytest.mark.unit
+
+
+def settings(*flags: str) -> ServerSettings:
+    return load(CommandSettings, "model_server", flags, environ={})
+
+
+def test_the_model_is_served_under_its_folders_name_unless_told() -> None:
+    assert settings("--model", "/models/SmolLM2-135M-Instruct").served_model == "SmolLM2-135M-Instruct"
+    assert settings("--model", "/models/x", "--model-name", "chat@1").served_model == "chat@1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "address"),
+    [
+        ((), "127.0.0.1:7"),
+        (("--advertise-address", "host-1"), "host-1:7"),
+        (("--advertise-address", "host-1:9"), "host-1:9"),
+        (("--listen-host", "0.0.0.0", "--advertise-address", "10.0.0.1"), "10.0.0.1:7"),
+        (("--listen-host", "::1"), "[::1]:7"),
+        (("--advertise-address", "[fd00::1]:9"), "[fd00::1]:9"),
+        (("--advertise-address", "[fd00::1]"), "[fd00::1]:7"),
+    ],
+)
+def test_the_advertised_address_is_where_routers_call(flags: tuple[str, ...], address: str) -> None:
+    assert settings(*flags).advertised(7) == address
+
+
+def test_a_wildcard_address_cannot_be_advertised() -> None:
+    with pytest.raises(SettingsError, match="advertise_address"):
+        settings("--listen-host", "0.0.0.0")
+
+
+def test_each_engine_gets_its_own_keys() -> None:
+    given = settings(
+        "--sim-max-streams", "7", "--vllm-dtype", "float32", "--model", "/m/x", "--otlp-endpoint", "h:4317"
+    )
+    assert sim_settings(given).max_streams == 7
+    vllm = vllm_settings(given)
+    assert (vllm.model, vllm.served_model_name, vllm.dtype) == ("/m/x", "x", "float32")
+    assert vllm.otlp_traces_endpoint == "h:4317"
+
+
+def test_an_engines_contradictions_are_settings_errors_of_that_engine_alone() -> None:
+    flags = ("--sim-max-batched-tokens", "8")
+    with pytest.raises(SettingsError, match="max_batched_tokens"):
+        check_engine(settings("--engine", "sim", *flags))
+    check_engine(settings("--engine", "vllm", *flags))

@@ -1,0 +1,98 @@
+"""What the meter makes of sequences whose times the test decides."""
+
+import pytest
+
+from model_server.meter import DecayedRatio, Meter
+from tests.fakes.clock import FakeClock
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_ratio_forgets_and_does_not_change_by_age_alone() -> None:
+    ratio = DecayedRatio(10.0)
+    assert ratio.value == 0.0
+    ratio.add(100.0, 1.0, now=0.0)
+    assert ratio.value == 100.0
+    ratio.add(300.0, 1.0, now=10.0)
+    assert ratio.value == pytest.approx((50.0 + 300.0) / 1.5)
+    ratio.add(7.0, 1.0, now=1e6)
+    assert ratio.value == pytest.approx(7.0)
+
+
+def test_prompts_that_share_the_engine_measure_its_rate_and_not_each_their_own() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    one, two = meter.begin(1000), meter.begin(1000)
+    assert meter.waiting_prompt_tokens == 2000
+    clock.advance(1.0)
+    one.output(1, 0, clock())
+    clock.advance(1.0)
+    two.output(1, 0, clock())
+    assert meter.prefill_tokens_per_second == pytest.approx(1000.0)
+    assert meter.waiting_prompt_tokens == 0
+
+
+def test_cached_tokens_are_not_computed_and_short_prompts_measure_nothing() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    for tokens, cached in ((1000, 950), (100, 0)):
+        sequence = meter.begin(tokens)
+        clock.advance(0.1)
+        sequence.output(1, cached, clock())
+        sequence.end()
+    assert meter.prefill_tokens_per_second == 0.0
+
+
+def test_waiting_for_a_place_in_a_full_batch_is_not_computing() -> None:
+    clock = FakeClock()
+    meter = Meter(clock, full=lambda: True)
+    sequence = meter.begin(1000)
+    clock.advance(60.0)
+    sequence.output(1, 0, clock())
+    assert meter.prefill_tokens_per_second == 0.0
+
+
+def test_time_between_tokens_is_known_while_streams_run() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    sequences = [meter.begin(10) for _ in range(3)]
+    for sequence in sequences:
+        sequence.output(1, 0, clock())
+    for _ in range(10):
+        clock.advance(0.02)
+        for sequence in sequences:
+            sequence.output(1, 0, clock())
+    assert meter.itl_ms == 0.0
+    meter.settle()
+    assert meter.itl_ms == pytest.approx(20.0)
+    clock.advance(5.0)
+    for sequence in sequences:
+        sequence.end()
+    assert meter.itl_ms == pytest.approx(20.0)
+    assert sequences[0].later_tokens == 10
+    assert sequences[0].later_s == pytest.approx(0.2)
+
+
+def test_ending_twice_or_before_the_first_output_leaves_nothing_booked() -> None:
+    meter = Meter(FakeClock())
+    sequence = meter.begin(500)
+    sequence.end()
+    sequence.end()
+    assert (meter.waiting_prompt_tokens, meter.sequences) == (0, set())
+
+
+def test_only_a_sequence_that_waits_for_the_engine_makes_it_busy() -> None:
+    meter = Meter(FakeClock())
+    assert not meter.busy
+    one, two = meter.begin(5), meter.begin(5)
+    one.delivering = True
+    assert meter.busy
+    two.delivering = True
+    assert not meter.busy
+
+
+def test_what_the_first_probes_showed_is_reported_until_there_is_better() -> None:
+    meter = Meter(FakeClock())
+    meter.measured(prompt_tokens=256, prefill_s=0.1, later_tokens=7, later_s=0.07)
+    assert meter.prefill_tokens_per_second == pytest.approx(2560.0)
+    assert meter.itl_ms == pytest.approx(10.0)
