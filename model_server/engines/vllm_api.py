@@ -100,6 +100,13 @@ def fail_streams(llm: AsyncLLM) -> None:
     llm.output_processor.propagate_error(EngineDeadError())
 
 
+def shut_down(llm: AsyncLLM) -> None:
+    """End the engine's processes and close its sockets. Blocks until the loop has closed them; not for the loop."""
+    llm.shutdown()
+    # vLLM leaves this to the garbage collector, which complains of it.
+    llm.engine_core.resources.ctx.term()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
     """What a started engine says of itself."""

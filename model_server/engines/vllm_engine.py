@@ -2,8 +2,8 @@
 
 import asyncio
 import multiprocessing
-import os
 import threading
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from stoker.v1 import generation_pb2
 
 # How long a process that was killed may take to be gone.
 _REAP_S = 5.0
+# How long vLLM may take to end in order; it kills its processes after 5 s itself.
+_END_S = 15.0
 
 
 class VllmEngine:
@@ -49,7 +51,7 @@ class VllmEngine:
         if self._keeper is not None or self._stopped:
             raise EngineError("an engine starts once: make another")
         settings = self._settings
-        if not settings.is_folder and (settings.model.startswith((".", "/", "~")) or os.sep + os.sep in settings.model):
+        if not settings.is_folder and settings.model.startswith((".", "/", "~")):
             raise EngineError(f"no folder {settings.model!r}: set model to a Hugging Face folder or a hub id")
         self._keeper = _Keeper(_arguments(settings), self._stats)
         try:
@@ -183,7 +185,8 @@ class _Keeper:
     def end(self) -> None:
         """End the processes and the thread, loaded or still loading. Blocks; not for the loop."""
         self._ended.set()
-        while self._thread.is_alive():
+        deadline = time.monotonic() + _END_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
             if not self._started.done():
                 # Amid loading nothing else stops vLLM: without its processes the load fails.
                 _kill_processes()
@@ -198,7 +201,7 @@ class _Keeper:
             return
         self._report(llm, None)
         self._ended.wait()
-        llm.shutdown()
+        vllm_api.shut_down(llm)
 
     def _report(self, llm: Any, error: BaseException | None) -> None:
         def settle() -> None:
@@ -246,9 +249,14 @@ def _arguments(settings: VllmSettings) -> dict[str, Any]:
         "trust_remote_code": settings.trust_remote_code,
         "load_format": settings.load_format,
         "seed": settings.seed,
-        "otlp_traces_endpoint": settings.otlp_traces_endpoint,
+        "otlp_traces_endpoint": _url(settings.otlp_traces_endpoint),
         "shutdown_timeout": settings.shutdown_timeout_s,
         # Lower numbers first, and first come, first served among equals.
         "scheduling_policy": "priority",
         "enable_prefix_caching": True,
     }
+
+
+def _url(endpoint: str | None) -> str | None:
+    """An OTLP endpoint as vLLM's exporter takes it: without a scheme it would want TLS."""
+    return endpoint if endpoint is None or "://" in endpoint else f"http://{endpoint}"
