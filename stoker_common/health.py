@@ -42,7 +42,7 @@ class Health:
             SERVICE,
             {
                 "Check": unary_unary(self._check, health_pb2.HealthCheckRequest),
-                "Watch": grpc.unary_stream_rpc_method_handler(self._watch),  # type: ignore[arg-type]  # aio
+                "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
             },
         )
 
