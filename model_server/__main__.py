@@ -20,6 +20,7 @@ from model_server.lifecycle import EXIT_FAILED
 from model_server.record import Device, SimulatedDevice
 from model_server.server import ModelServer
 from stoker_common import logs, metrics, tracing
+from stoker_common.failure import where
 from stoker_common.settings import SettingsError, load
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ def main() -> int:
         code = uvloop.run(serve(settings))
     except (OSError, EngineError) as error:
         log.error("cannot start", extra={"why": str(error)})
+        code = EXIT_FAILED
+    except Exception as error:
+        # Without its message, which may quote a prompt.
+        log.error("unexpected error", extra={"where": where(error)})
         code = EXIT_FAILED
     if code != 0:
         # A broken engine's threads may never end, and would keep the process, its port and its memory.

@@ -7,7 +7,7 @@ or once a second in `settle`.
 import time
 from collections.abc import Callable
 
-# Shorter prompts take one step whatever their length: they would measure the step, not the rate.
+# Shorter prompts take one step whatever their length: they measure the step, and the rate is at least what they show.
 _SHORTEST_PROMPT_TOKENS = 128
 # Old enough to be stable over a few requests, young enough to follow a change of load.
 _HALF_LIFE_S = 10.0
@@ -139,9 +139,13 @@ class Meter:
         """A prompt gave its first output: what was computed since the last one did, was computed in that time."""
         computed = prompt_tokens - cached_tokens
         elapsed = now - self._computing_since
-        if computed >= _SHORTEST_PROMPT_TOKENS and elapsed > 0.0 and not self._full():
+        if elapsed > 0.0 and not self._full() and self._tells(computed, computed / elapsed):
             self._prefill.add(computed, elapsed, now)
         self._leave_queue(prompt_tokens, now)
+
+    def _tells(self, computed: int, rate: float) -> bool:
+        """Whether a prompt says something of the rate: long ones do, short ones only that it is at least theirs."""
+        return computed >= _SHORTEST_PROMPT_TOKENS or rate > self._prefill.value > 0.0
 
     def prompt_dropped(self, prompt_tokens: int, now: float) -> None:
         """A prompt was given up before its first output."""

@@ -75,7 +75,7 @@ class Prober:
             async with asyncio.timeout(_CHECK_WITHIN_S):
                 await self._engine.check()
             self._read_device()
-        except EngineDead as error:
+        except EngineError as error:
             self._dead(error)
         except TimeoutError:
             pass  # The step counter below tells whether it lives.
@@ -87,7 +87,7 @@ class Prober:
             self._device_read_at = now
             self.usage = self._device.read()
 
-    def _dead(self, error: EngineDead) -> None:
+    def _dead(self, error: EngineError) -> None:
         if isinstance(error, DeviceLost):
             self._liveness.device_lost(str(error))
         else:

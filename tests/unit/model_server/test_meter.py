@@ -43,6 +43,19 @@ def test_cached_tokens_are_not_computed_and_short_prompts_measure_nothing() -> N
     assert meter.prefill_tokens_per_second == 0.0
 
 
+def test_a_short_prompt_that_was_faster_than_the_known_rate_corrects_it() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    meter.measured(prompt_tokens=256, prefill_s=4.0, later_tokens=0, later_s=0.0)
+    for seconds, raised in ((1.0, False), (0.05, True)):
+        before = meter.prefill_tokens_per_second
+        sequence = meter.begin(40)
+        clock.advance(seconds)
+        sequence.output(1, 0, clock())
+        sequence.end()
+        assert (meter.prefill_tokens_per_second > before) is raised
+
+
 def test_waiting_for_a_place_in_a_full_batch_is_not_computing() -> None:
     clock = FakeClock()
     meter = Meter(clock, full=lambda: True)
