@@ -152,8 +152,7 @@ class ConsulRegistrar:
         self.writes += 1
         self._written, self._ever_written = Written(record, self._clock()), True
         if first:
-            # A check that a life before left keeps its status: pass it now.
-            self._marked = None
+            # A check that a life before left keeps its status: the mark that comes next passes it.
             log.info("registered", extra={"server": record.service_id, "epoch": record.meta["epoch"]})
 
     async def _mark_if_due(self, service_id: str) -> None:
