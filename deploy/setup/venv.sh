@@ -11,7 +11,7 @@ lock=deploy/locks/$flavour.txt
 log=$PWD/.cache/setup.log
 
 run() { # WHAT, COMMAND …: quiet unless it fails
-  "${@:2}" >>"$log" 2>&1 || { tail -5 "$log" >&2; die "$1 failed; all of its output is in $log"; }
+  "${@:2}" >>"$log" 2>&1 || { tail -5 "$log" >&2; die "$1 failed; is pip's index reachable? All output: $log"; }
 }
 
 [[ -e $lock ]] || die "EXTRA=$flavour: choose cpu, gpu or sim"
@@ -32,7 +32,6 @@ if ! is place "$place"; then
   rm -rf .venv
   run "creating .venv" "$python" -m venv .venv
   mkdir .venv/stamps
-  echo "$place" >.venv/stamps/place
 fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
 uv=(.venv/bin/uv --no-progress)
@@ -55,6 +54,7 @@ if ! is packages "$packages"; then
   # Byte code is written now: importing vLLM takes 15 s without.
   run "installing $lock" "${install[@]}" --compile-bytecode -r "$lock"
   echo "$packages" >.venv/stamps/packages
+  echo "$place" >.venv/stamps/place # not before: a first install that was cut off starts over
 fi
 run "installing Stoker" "${install[@]}" -e .
 echo "$project" >.venv/stamps/project
