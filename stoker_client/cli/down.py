@@ -13,22 +13,21 @@ from stoker_client.mesh.config import MeshSettings
 from stoker_client.mesh.state import Kind, MeshState
 
 POLL_S = 0.05
-# Beyond the drains of routers and servers, which follow each other: Consul, and noticing.
-SLACK_S = 20.0
+# Beyond what the supervisor allows its processes.
+SLACK_S = 10.0
 
 
 @click.command()
-@mesh_flags("run_folder", "drain_s")
+@mesh_flags("run_folder")
 def down(**flags: str | None) -> None:
     """End the mesh that runs on this machine: routers and servers finish what they do, Consul goes last."""
-    settings = load(MeshSettings, SECTION, flags)
-    folder = settings.run_folder.resolve()
+    folder = load(MeshSettings, SECTION, flags).run_folder.resolve()
     mesh = state.read(folder)
     if mesh is None:
         click.echo(f"no mesh runs in {folder}")
         return
     if identity.send(mesh.supervisor, signal.SIGTERM):
-        if not _within(2 * settings.drain_s + SLACK_S, lambda: not identity.alive(mesh.supervisor)):
+        if not _within(mesh.ends_within_s + SLACK_S, lambda: not identity.alive(mesh.supervisor)):
             click.echo("its supervisor did not end in time and is killed", err=True)
             identity.send(mesh.supervisor, signal.SIGKILL)
     _end_orphans(mesh)

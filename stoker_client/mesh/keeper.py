@@ -121,7 +121,7 @@ class Keeper:
 
     def _verdict(self, code: int) -> str:
         """Why it is given up, with the end of its log: all that a person needs to begin."""
-        times = "" if self._failures.count == 1 else f", for the {self._failures.count}th time"
+        times = "" if self._failures.count == 1 else f", as it did {self._failures.count} times"
         lines = "\n".join(f"  {line}" for line in last_lines(self._log, LAST_LINES))
         return f"{ending(code)}{times}; given up. Its log, {self._log}, ends:\n{lines}"
 

@@ -20,12 +20,13 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 
 def activity(log: Path) -> str:
-    """What the process last said it does: the last line's message if it is one of our JSON lines, else the line."""
-    lines = last_lines(log, 1)
+    """What the process last said it does: the message of one of our JSON lines, or another line that is not indented
+    (those are code and tracebacks)."""
+    lines = [line for line in last_lines(log, 20) if not line[0].isspace()]
     if not lines:
         return ""
     try:
-        record = json.loads(lines[0])
+        record = json.loads(lines[-1])
     except ValueError:
-        return lines[0]
-    return str(record.get("message", "")) if isinstance(record, dict) else lines[0]
+        return lines[-1]
+    return str(record.get("message", "")) if isinstance(record, dict) else lines[-1]

@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from stoker_client.client import Client
 from stoker_client.errors import StokerError
@@ -46,9 +46,14 @@ def _all_led(address: str, zones: Sequence[str]) -> bool:
 async def serving(address: str) -> bool:
     """Whether the gRPC server at `address` calls itself healthy."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=ONE_TRY_S)
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        call = check(health_pb2.HealthCheckRequest(), timeout=ONE_TRY_S)
         try:
-            answer: health_pb2.HealthCheckResponse = await call
+            answer = await call
         except grpc.aio.AioRpcError:
             return False
         finally:

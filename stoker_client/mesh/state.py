@@ -52,13 +52,14 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True)
 class MeshState:
-    """The whole mesh. `started_at_s` is Unix time."""
+    """The whole mesh. `started_at_s` is Unix time; `ends_within_s` what ending it takes at most, in seconds."""
 
     supervisor: Identity
     phase: Phase
     engine: str
     model: str
     started_at_s: float
+    ends_within_s: float
     processes: tuple[ProcessState, ...]
 
     def of_kind(self, kind: Kind) -> tuple[ProcessState, ...]:

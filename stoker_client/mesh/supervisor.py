@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,12 +41,15 @@ class Supervisor:
         probe: Callable[[ProcessPlan], Probe],
         told: Callable[[MeshState], None],
         rng: random.Random,
+        joined: Callable[[str, frozenset[str]], Awaitable[bool]] = sees,
     ) -> None:
-        """`probe` makes the readiness probe of a process; `told` gets every new state of the mesh."""
+        """`probe` makes the readiness probe of a process; `told` gets every new state of the mesh; `joined` says
+        whether the router at an address sees these servers."""
         self._plan = plan
         self._folder = folder
         self._limits = limits
         self._told = told
+        self._joined = joined
         self._phase = Phase.STARTING
         self._started_at_s = time.time()
         self._moved = asyncio.Event()
@@ -70,6 +73,7 @@ class Supervisor:
             engine=self._plan.engine,
             model=self._plan.model,
             started_at_s=self._started_at_s,
+            ends_within_s=sum(self._limits.grace_s.values()),
             processes=tuple(keeper.state for keeper in self._keepers),
         )
 
@@ -84,15 +88,15 @@ class Supervisor:
             for keeper in self._keepers:
                 tasks.create_task(keeper.run())
             tasks_of_mine = [
-                tasks.create_task(self._come_up()),
+                tasks.create_task(self._come_up(without_some=not end_on_failure)),
                 tasks.create_task(stop.wait()),
                 tasks.create_task(self._given_up.wait()),
                 tasks.create_task(self._kill_on(kill)),
             ]
             coming_up, stopped, given_up, _ = tasks_of_mine
-            awaited = {coming_up, stopped, given_up} if end_on_failure else {coming_up, stopped}
+            awaited = {coming_up, stopped} | ({given_up} if end_on_failure else set())
             done, _ = await asyncio.wait(awaited, timeout=self._limits.ready_s, return_when=asyncio.FIRST_COMPLETED)
-            self.problem = "" if stopped in done else self._why_not_up(coming_up in done, given_up in done)
+            self.problem = "" if stopped in done or self._phase is Phase.UP else self._why_not_up(timed_out=not done)
             if not self.problem:
                 await stop.wait()
             await self._end()
@@ -101,21 +105,24 @@ class Supervisor:
         state_file.remove(self._folder)
         return not self.problem and not self._failed()
 
-    async def _come_up(self) -> None:
-        """Return when every process answers or was given up, and every router sees every server."""
+    async def _come_up(self, *, without_some: bool) -> None:
+        """Return when every process answers or was given up, and every router sees every server.
+
+        The mesh is up then if a server and a router are; `without_some`: even if others were given up.
+        """
         while any(keeper.state.phase not in (Phase.UP, Phase.FAILED) for keeper in self._keepers):
             self._moved.clear()
             await self._moved.wait()
+        if self._failed() and not (without_some and self._up(Kind.SERVER) and self._up(Kind.ROUTER)):
+            return
         servers = frozenset(process.name for process in self._up(Kind.SERVER))
         for router in self._up(Kind.ROUTER):
-            await until_true(partial(sees, router.address, servers))
+            await until_true(partial(self._joined, router.address, servers))
         self._to(Phase.UP)
 
-    def _why_not_up(self, settled: bool, given_up: bool) -> str:
-        """Why the mesh has to end now; empty if it may run."""
-        if settled and self._up(Kind.SERVER) and self._up(Kind.ROUTER):
-            return ""
-        if settled or given_up:
+    def _why_not_up(self, *, timed_out: bool) -> str:
+        """Why the mesh has to end now."""
+        if not timed_out:
             return "\n".join(f"{process.name} {process.note}" for process in self._failed())
         late = [process for process in self.state.processes if process.phase is not Phase.UP]
         names = ", ".join(f"{process.name} ({process.phase}, log: {process.log})" for process in late)

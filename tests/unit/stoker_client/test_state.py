@@ -14,7 +14,7 @@ ROUTER = ProcessState(
     "router-zone-a", Kind.ROUTER, "zone-a", Phase.UP, "h:1", "/log", "h:2", Identity(5, 6, "b"), 1, "n"
 )
 SERVER = ProcessState("server-zone-a-1", Kind.SERVER, "zone-a", Phase.RESTARTING, "h:3", "/log")
-MESH = MeshState(Identity(1, 2, "b"), Phase.UP, "sim", "", 3.5, (SERVER, ROUTER))
+MESH = MeshState(Identity(1, 2, "b"), Phase.UP, "sim", "", 3.5, 40.0, (SERVER, ROUTER))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
