@@ -130,7 +130,14 @@ def capabilities() -> Capabilities:
         ),
     }
     # In bf16, what runs beside a stream may round it another way. Loaded cores need long for a first token.
-    return Capabilities(batch_invariant=False, refused=refused, ends_by_itself=ends, death_timeout_s=10.0)
+    return Capabilities(
+        batch_invariant=False,
+        concurrent_streams=8,
+        tokens=12,
+        refused=refused,
+        ends_by_itself=ends,
+        death_timeout_s=10.0,
+    )
 
 
 @pytest.fixture(scope="module")
