@@ -83,6 +83,7 @@ async def test_drain_finishes_what_runs_refuses_what_comes_and_leaves_the_catalo
         reason, retry_s = error_details(refused.value)
         assert reason == "SERVER_DRAINING" and retry_s is not None
         await until(lambda: states(catalog).get("zone-a-0", ("", ""))[0] == "leaving")
+        assert len(member.server.in_flight) == 1, "it is to be seen leaving while it finishes"
         parts = [first, *await rest(call)]
         assert len(token_ids(parts)) == 30 and parts[-1].HasField("finished")
         await until(lambda: not states(catalog))

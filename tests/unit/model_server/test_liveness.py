@@ -105,8 +105,11 @@ def test_a_busy_engine_without_steps_is_stuck_after_the_limit_and_not_before() -
 def test_work_that_comes_after_long_idleness_gets_its_whole_time() -> None:
     watched = Watched()
     watched.pass_time(1000.0, busy=False)
-    watched.pass_time(9.0, busy=True)
+    # It came somewhere between the last idle reading and the first busy one.
+    watched.pass_time(0.25 + RULES.stuck_after_s, busy=True)
     assert watched.state() is LifeState.SERVING
+    watched.pass_time(0.25, busy=True)
+    assert watched.state() is LifeState.STUCK
 
 
 def test_slow_steps_are_life() -> None:
