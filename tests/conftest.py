@@ -1,10 +1,14 @@
 """Every test is marked with the folder it lies in: unit, contract, integration or e2e."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).parent
+
+if find_spec("vllm") is None:  # make EXTRA=sim
+    collect_ignore_glob = ["**/test_vllm_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
