@@ -39,7 +39,9 @@ class VllmSettings(Settings):
     model: str = Field(min_length=1, description="A Hugging Face folder, or a hub id.")
     served_model_name: str | None = Field(default=None, min_length=1, description="Default: the folder's name.")
     device: Device = Field(default="auto", description="What the installed vLLM was built for, unless said.")
-    dtype: Dtype = "auto"
+    dtype: Dtype = Field(
+        default="auto", description="Of weights and activations. auto: what the model's config.json says."
+    )
     quantization: str | None = Field(default=None, description="Default: what the model's config.json says.")
     max_model_len: int | None = Field(default=None, ge=1, description="Most tokens of prompt and output. CPU: 2048.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Streams at once. CPU: 16, GPU: 256.")

@@ -383,8 +383,9 @@ def test_a_killed_server_takes_its_engine_along(settings: VllmSettings) -> None:
         engine = [psutil.Process(int(pid)) for pid in line.split()]
         assert any("resource_tracker" not in " ".join(p.cmdline()) for p in engine)
         server.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(engine, timeout=2.0)
-        assert not alive
+        _, left = psutil.wait_procs(engine, timeout=2.0)
+        # Whoever inherits an orphan may take his time to reap it: a zombie holds neither memory nor a GPU.
+        assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
     finally:
         server.kill()
         server.wait()

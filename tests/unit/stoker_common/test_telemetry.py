@@ -47,7 +47,8 @@ def test_a_line_is_an_object_with_its_fields_and_its_request(stream: io.StringIO
     log.debug("never")
     first, second = lines(stream)
     assert str(first.pop("time")).endswith("Z")
-    assert first == {
+    # Another library in this process may add fields of its own to all records (vLLM does).
+    assert first.items() >= {
         "level": "INFO",
         "logger": "stoker.test",
         "message": "picked",
@@ -55,7 +56,7 @@ def test_a_line_is_an_object_with_its_fields_and_its_request(stream: io.StringIO
         "server": "a",
         "request_id": "r-1",
         "model": "m",
-    }
+    }.items()
     assert "request_id" not in second
 
 
