@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 from stoker.v1 import generation_pb2, inference_pb2
@@ -32,9 +33,23 @@ class EngineRefused(EngineError):
         self.unsupported = unsupported
 
 
+class ResumeMode(Enum):
+    """How an engine goes on with an output that another one began. Named as in the API."""
+
+    # Prompt and emitted ids become the prompt: a valid continuation of plain sampling.
+    PREFILL = "prefill"
+    # The request starts over, and the emitted ids are forced one by one: every state is what it would have been.
+    REPLAY = "replay"
+    # The emitted ids become the engine's own output, computed at once: the same, for the price of a prefill.
+    RESTORE = "restore"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine is, known once it has started. `numerics_class`: equal classes compute equal bytes."""
+    """What an engine is, known once it has started. `numerics_class`: equal classes compute equal bytes.
+
+    `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others.
+    """
 
     engine: str
     version: str
@@ -48,11 +63,16 @@ class EngineInfo:
     accelerator_count: int
     accelerator_memory_bytes: int
     numerics_class: str
+    resume_modes: tuple[ResumeMode, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sequence to generate (`n` is 1 here: more is the service's business). `prompt_token_ids` is not empty."""
+    """One sequence to generate (`n` is 1 here: more is the service's business). `prompt_token_ids` is not empty.
+
+    `emitted_token_ids`: what another engine has generated of it already, to be gone on with by `resume_mode`. All else,
+    `max_tokens` and `min_tokens` too, is as it was in the original request. See Engine.generate.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -62,6 +82,8 @@ class EngineRequest:
     cache_salt: str = ""
     priority: int = 0
     trace_headers: dict[str, str] = field(default_factory=dict)
+    emitted_token_ids: tuple[int, ...] = ()
+    resume_mode: ResumeMode = ResumeMode.PREFILL
 
 
 class EngineOutput(NamedTuple):
@@ -113,6 +135,14 @@ class Engine(Protocol):
 
         The generator raises EngineRefused before its first output, EngineDead at any time. An end that nobody asked
         for (the engine was told to abort from outside) raises EngineDead; it is never a finish.
+
+        With emitted ids, the outputs begin with those: all of the ids once and in order, with the text that an engine
+        which generated them itself would have sent by then, whole characters and nothing that may become a stop
+        string. What is new follows; one output may hold the last of the old and the first of the new. An output of
+        emitted ids alone may lack their logprobs, any other has those of all its ids. Where the emitted ids end the
+        sequence already, the outputs end with them and its finish reason. EngineRefused names `emitted_token_ids`
+        where they cannot be this request's, at any time before something new; `resume_mode` (unsupported) where the
+        engine cannot do it for this request. `cached_tokens` counts tokens of the prompt only.
         """
 
     def load(self) -> EngineLoad:

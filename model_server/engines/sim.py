@@ -15,6 +15,7 @@ from model_server.engine import (
     EngineOutput,
     EngineRefused,
     EngineRequest,
+    ResumeMode,
 )
 from model_server.engines.sim_chat import render
 from model_server.engines.sim_clock import SimClock, Timer
@@ -86,6 +87,7 @@ class SimEngine:
             accelerator_count=settings.accelerator_count,
             accelerator_memory_bytes=settings.accelerator_memory_bytes,
             numerics_class=NUMERICS_CLASS,
+            resume_modes=tuple(ResumeMode),
         )
 
     async def start(self) -> None:
@@ -172,6 +174,8 @@ class SimEngine:
             raise InjectedError("a fault was injected: error_rate")
         now = self._clock.time()
         stream = SimStream(request, self.settings, self._tokenizer, now)
+        if stream.finished:  # By what was emitted elsewhere.
+            return stream
         self._streams[stream] = None
         self._scheduler.add(stream)
         self._begin_step(now)

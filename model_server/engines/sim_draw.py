@@ -39,13 +39,16 @@ class TokenSource:
         sampling: generation_pb2.Sampling,
         tokenizer: SimTokenizer,
         eos_probability: float,
+        done_tokens: int = 0,
     ) -> None:
-        """Raises EngineRefused where min_tokens forbids every token that is allowed."""
+        """`done_tokens`: how many of min_tokens the prompt has. Raises EngineRefused where the rest forbids every token
+        that is allowed.
+        """
         self._key = output_key(prompt_token_ids, sampling.seed if sampling.HasField("seed") else None)
         self._tokenizer = tokenizer
         self._plain = tokenizer.vocabulary - FIRST_PLAIN
         self._end = int(eos_probability * (1 << 32))
-        self._min_tokens = sampling.min_tokens
+        self._min_tokens = max(0, sampling.min_tokens - done_tokens)
         self._allowed = tuple(sorted(set(sampling.allowed_token_ids)))
         banned = frozenset(sampling.stop_token_ids)
         self._banned = banned if sampling.ignore_eos else banned | {END_OF_TEXT}

@@ -44,6 +44,7 @@ def refuse_invalid(request: EngineRequest, settings: SimSettings) -> None:
     refuse_foreign_ids("token_ids", prompt, settings.vocabulary)
     if request.max_tokens < 1:
         raise EngineRefused("sampling.max_tokens", f"is {request.max_tokens}; must be at least 1")
+    _refuse_emitted(request, settings)
     sampling = request.sampling
     refuse_foreign_ids("sampling.allowed_token_ids", sampling.allowed_token_ids, settings.vocabulary)
     refuse_foreign_ids("sampling.stop_token_ids", sampling.stop_token_ids, settings.vocabulary)
@@ -68,6 +69,14 @@ def refuse_foreign_ids(field: str, token_ids: Sequence[int], vocabulary: int) ->
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocabulary):
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocabulary)
         raise EngineRefused(field, f"{wrong} is not a token id; must be in [0, {vocabulary})")
+
+
+def _refuse_emitted(request: EngineRequest, settings: SimSettings) -> None:
+    emitted, prompt = request.emitted_token_ids, request.prompt_token_ids
+    refuse_foreign_ids("emitted_token_ids", emitted, settings.vocabulary)
+    most = min(request.max_tokens, settings.max_model_tokens - len(prompt))
+    if len(emitted) > most:
+        raise EngineRefused("emitted_token_ids", f"are {len(emitted)}, more than the {most} that the output may have")
 
 
 def _refuse_stops(sampling: generation_pb2.Sampling) -> None:

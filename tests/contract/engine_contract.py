@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from model_server.engine import Engine, EngineDead, EngineLoad, EngineOutput, EngineRefused, EngineRequest
+from model_server.engine import Engine, EngineDead, EngineLoad, EngineOutput, EngineRefused, EngineRequest, ResumeMode
 from stoker.v1 import generation_pb2, inference_pb2
 
 NOT_ENDED = inference_pb2.FINISH_REASON_UNSPECIFIED
@@ -32,6 +32,9 @@ class Capabilities:
 
     `refused`: for each field that it cannot honour, as EngineRefused names it, a generation that asks for it.
     `ends_by_itself`: a generation whose greedy output reaches the model's end-of-text token, within 256 tokens.
+    `resumes_exactly`: the modes after which an output, alone in the engine, is what it would have been, id by id.
+    `split_characters`: a generation whose output has characters of several tokens each, within 64 tokens.
+    `structured`: a generation of a JSON object in at most 64 tokens, if the engine does structured output.
     """
 
     prefix_cache: bool = True
@@ -45,6 +48,9 @@ class Capabilities:
     death_timeout_s: float = 5.0
     refused: Mapping[str, generation_pb2.Generation] = field(default_factory=dict)
     ends_by_itself: generation_pb2.Generation | None = None
+    resumes_exactly: frozenset[ResumeMode] = frozenset(ResumeMode)
+    split_characters: generation_pb2.Generation | None = None
+    structured: generation_pb2.Generation | None = None
 
 
 @dataclass(frozen=True)

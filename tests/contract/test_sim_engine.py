@@ -10,6 +10,7 @@ from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
 from stoker.v1 import generation_pb2
 from tests.contract.engine_contract import Capabilities, EngineContract, Kill
+from tests.contract.resume_contract import ResumeContract
 
 SETTINGS = SimSettings(
     load_ms=0,
@@ -51,7 +52,9 @@ async def engine() -> AsyncGenerator[Engine, None]:
 @pytest.fixture(scope="module")
 def capabilities() -> Capabilities:
     ends = generation_pb2.Generation(text="Hello", sampling=generation_pb2.Sampling(temperature=0))
-    return Capabilities(refused=_refused(), ends_by_itself=ends)
+    # One token in a hundred is half a character.
+    split = generation_pb2.Generation(text="A", sampling=generation_pb2.Sampling(temperature=0, ignore_eos=True))
+    return Capabilities(refused=_refused(), ends_by_itself=ends, split_characters=split)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,10 @@ def kill() -> Kill:
         engine.faults.inject(dead=True)
 
     return die
+
+
+class TestSimEngineResumes(ResumeContract):
+    """What another engine began, in real time. Before the class that kills the engine."""
 
 
 class TestSimEngine(EngineContract):

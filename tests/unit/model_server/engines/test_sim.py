@@ -3,12 +3,21 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from model_server.engine import DeviceLost, EngineDead, EngineError, EngineOutput, EngineRefused, EngineRequest
+from model_server.engine import (
+    DeviceLost,
+    EngineDead,
+    EngineError,
+    EngineOutput,
+    EngineRefused,
+    EngineRequest,
+    ResumeMode,
+)
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_faults import FaultSet, InjectedError
 from model_server.engines.sim_settings import SimSettings
@@ -365,3 +374,39 @@ def test_what_is_no_fault_is_not_injected(wrong: dict[str, float]) -> None:
 def test_settings_that_cannot_work_are_named(wrong: dict[str, float], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         SimSettings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("mode", "seconds"),
+    [
+        # 90 tokens at 1,000 a second and the base.
+        (ResumeMode.PREFILL, 0.100),
+        (ResumeMode.RESTORE, 0.100),
+        # 50 tokens of prompt; then a decode for each of 40 emitted tokens.
+        (ResumeMode.REPLAY, 0.060 + 40 * 0.011),
+    ],
+)
+async def test_resuming_costs_a_prefill_or_as_many_steps_as_before(mode: ResumeMode, seconds: float) -> None:
+    clock = VirtualClock()
+    engine = await _started(clock)
+    reference = await clock.run(_whole(engine, _request(max_tokens=60)))
+    emitted = tuple(output.token_ids[0] for output in reference[:40])
+    # Elsewhere: nothing of it is in the cache.
+    engine = await _started(clock)
+    began = clock.time()
+    stream = engine.generate(replace(_request(max_tokens=60), emitted_token_ids=emitted, resume_mode=mode))
+
+    async def first_new() -> tuple[int, ...]:
+        token_ids: tuple[int, ...] = ()
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                token_ids += output.token_ids
+                if len(token_ids) > len(emitted):
+                    break
+        return token_ids
+
+    token_ids = await clock.run(first_new())
+    assert clock.time() - began == pytest.approx(seconds)
+    assert token_ids[:-1] == emitted
+    if mode is not ResumeMode.PREFILL:
+        assert token_ids[-1] == reference[40].token_ids[0]
