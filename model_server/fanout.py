@@ -34,8 +34,9 @@ async def relay(engine: Engine, requests: Sequence[EngineRequest], meters: Seque
                     batch.append(queue.get_nowait())
                 unfinished -= sum(1 for _, output in batch if output.finish_reason)
                 await emit(batch)
-    except* Exception as group:
-        # What failed first is the cause. A caller handles one error, whatever `n` is.
+    except ExceptionGroup as group:
+        # What failed first is the cause. A caller handles one error, whatever `n` is. (Not `except*`: before Python
+        # 3.11.4, which Debian 12 has not, it wraps even a single raised error in another group.)
         raise _first(group) from None
 
 
