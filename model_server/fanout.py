@@ -35,8 +35,8 @@ async def relay(engine: Engine, requests: Sequence[EngineRequest], meters: Seque
                 unfinished -= sum(1 for _, output in batch if output.finish_reason)
                 await emit(batch)
     except ExceptionGroup as group:
-        # What failed first is the cause. A caller handles one error, whatever `n` is. (Not `except*`: before Python
-        # 3.11.4, which Debian 12 has not, it wraps even a single raised error in another group.)
+        # What failed first is the cause. A caller handles one error, whatever `n` is. (Not `except*`: in Debian 12's
+        # Python, 3.11.2, it wraps even a single raised error in another group.)
         raise _first(group) from None
 
 
