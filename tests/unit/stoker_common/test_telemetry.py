@@ -48,15 +48,18 @@ def test_a_line_is_an_object_with_its_fields_and_its_request(stream: io.StringIO
     first, second = lines(stream)
     assert str(first.pop("time")).endswith("Z")
     # Another library in this process may add fields of its own to all records (vLLM does).
-    assert first.items() >= {
-        "level": "INFO",
-        "logger": "stoker.test",
-        "message": "picked",
-        "process": "router a-1",
-        "server": "a",
-        "request_id": "r-1",
-        "model": "m",
-    }.items()
+    assert (
+        first.items()
+        >= {
+            "level": "INFO",
+            "logger": "stoker.test",
+            "message": "picked",
+            "process": "router a-1",
+            "server": "a",
+            "request_id": "r-1",
+            "model": "m",
+        }.items()
+    )
     assert "request_id" not in second
 
 
