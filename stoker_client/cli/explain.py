@@ -58,13 +58,15 @@ def costs_table(priced: router_pb2.ExplainResponse) -> Table:
     """Every server, cheapest first, its cost term by term in ms; the excluded with their reason."""
     chosen = f"[bold]{escape(priced.chosen)}[/] would be chosen" if priced.chosen else "[red]no server can be chosen[/]"
     tokens = f"{priced.prompt_tokens} tokens in, {priced.expected_output_tokens} out expected"
-    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), (*TERMS, "cached"), "excluded by")
+    excluded = any(candidate.excluded_by for candidate in priced.candidates)
+    last = "excluded by" if excluded else ""
+    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), (*TERMS, "cached"), last)
     for candidate in priced.candidates:
         style = "bold green" if candidate.server == priced.chosen else "dim" if candidate.excluded_by else ""
         cost = candidate.cost
         terms = (cost.ready_ms, cost.queue_ms, cost.prefill_ms, cost.decode_ms, cost.zone_ms, cost.total_ms)
         shown = [f"{term:.2f}" for term in terms] if candidate.HasField("cost") else ["-"] * len(terms)
         cached = str(candidate.cached_tokens)
-        server, zone, why = escape(candidate.server), escape(candidate.zone), escape(candidate.excluded_by)
-        shown_terms.add_row(server, zone, *shown, cached, why, style=style)
+        why = (escape(candidate.excluded_by),) if excluded else ()
+        shown_terms.add_row(escape(candidate.server), escape(candidate.zone), *shown, cached, *why, style=style)
     return shown_terms

@@ -25,6 +25,9 @@ async def _models(settings: ClientSettings, zone: str, model: str, *, as_json: b
     if as_json:
         print_message(model_pb2.ListModelsResponse(models=found))
         return
+    if not found:
+        click.echo("no server can serve such a model now: `stoker status` shows what there is")
+        return
     shown = table("", ("model", "zone", "server", "is"), ("ready in", "context"))
     for at in sorted(found, key=lambda at: (at.model.name, at.zone, at.server)):
         ready = f"{at.model.time_to_ready.ToMilliseconds() / 1000:.1f} s" if at.model.HasField("time_to_ready") else "-"

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 PIPE_WIDTH = 160
+# What the last column keeps on a narrow terminal: a word and its state.
+LAST_WIDTH = 12
 
 
 def print_message(message: Message) -> None:
@@ -29,14 +31,19 @@ def console() -> Console:
 
 
 def table(title: str, left: Sequence[str], right: Sequence[str] = (), last: str = "") -> Table:
-    """An empty table with these columns of words, of figures, and one last that takes what room is left."""
-    made = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False)
+    """An empty table with these columns of words, of figures, and one last that takes what room is left.
+
+    Where a terminal is too narrow, words go on in the next line; figures are never cut short.
+    """
+    made = Table(
+        title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for name in left:
-        made.add_column(name, no_wrap=True)
+        made.add_column(name, overflow="fold")
     for name in right:
         made.add_column(name, justify="right", no_wrap=True)
     if last:
-        made.add_column(last, overflow="fold")
+        made.add_column(last, overflow="fold", min_width=LAST_WIDTH)
     return made
 
 

@@ -75,7 +75,9 @@ async def model_of(client: Client, settings: ClientSettings) -> str:
     names = sorted({found.model.name for found in await client.models()})
     if len(names) == 1:
         return names[0]
-    known = f"there are {', '.join(names)}: choose one with --model" if names else "no server has one yet"
+    known = (
+        f"there are {', '.join(names)}: choose one with --model" if names else "no server has one: see `stoker status`"
+    )
     raise click.UsageError(f"which model? {known}")
 
 

@@ -16,7 +16,7 @@ from stoker_client.cli.printing import console, table
 from stoker_client.cli.session import client_settings, common_flags, connected, local_mesh, run, sentence
 from stoker_client.config import ClientSettings
 from stoker_client.errors import StokerError
-from stoker_client.mesh.state import MeshState
+from stoker_client.mesh.state import MeshState, Phase
 
 STYLES = {"alive": "green", "probing": "yellow", "ejected": "red", "passing": "green", "up": "green", "hot": "green"}
 
@@ -51,7 +51,7 @@ async def _status(settings: ClientSettings, zone: str, mesh: MeshState | None, *
         if mesh is not None:
             out.print(processes_table(mesh))
         if seen is not None:
-            print_status(out, seen)
+            print_status(out, seen, zone)
     if failed is not None:
         raise failed
 
@@ -62,28 +62,33 @@ def processes_table(mesh: MeshState) -> Table:
     title = (
         f"[bold]This machine[/]: the mesh is {styled(mesh.phase)}, engine {mesh.engine}, logs in {escape(str(logs))}"
     )
-    shown = table(title, ("process", "is", "address", "metrics"), ("pid", "restarts"), "")
+    troubled = any(process.phase is Phase.FAILED for process in mesh.processes)
+    shown = table(title, ("process", "is", "address", "metrics"), ("pid", "restarts"), "why" if troubled else "")
     for process in mesh.processes:
         pid = str(process.identity.pid) if process.identity is not None else "-"
         at = (process.address, process.metrics_address or "-")
-        shown.add_row(process.name, styled(process.phase), *at, pid, str(process.restarts))
+        # The note of what was given up goes on with the end of its log, which is in the supervisor's.
+        why = (escape(process.note.partition("\n")[0]),) if troubled else ()
+        shown.add_row(process.name, styled(process.phase), *at, pid, str(process.restarts), *why)
     return shown
 
 
-def print_status(out: Console, seen: router_pb2.StatusResponse) -> None:
-    """A router's view, zone by zone."""
+def print_status(out: Console, seen: router_pb2.StatusResponse, zone: str) -> None:
+    """A router's view, zone by zone. `zone`: the only one asked for, or empty."""
     router = f"[bold]{escape(seen.router)}[/] in {escape(seen.zone)}, version {escape(seen.version)}"
     out.print(f"{router}, {seen.in_flight} in flight")
-    for zone in seen.zones:
-        age = f"catalog confirmed {zone.catalog_age.ToMilliseconds() / 1000:.1f} s ago"
-        if not zone.HasField("catalog_age"):
+    if not seen.zones:
+        out.print("no such zone, or its catalog was never read" if zone else "no zone's catalog was ever read")
+    for found in seen.zones:
+        age = f"catalog confirmed {found.catalog_age.ToMilliseconds() / 1000:.1f} s ago"
+        if not found.HasField("catalog_age"):
             age = "catalog never read"
-        error = f", [red]cannot be read now: {escape(zone.catalog_error)}[/]" if zone.catalog_error else ""
-        figures = ("running", "waiting", "KV", "load", "memory", "sent")
+        error = f", [red]cannot be read now: {escape(found.catalog_error)}[/]" if found.catalog_error else ""
+        figures = ("run", "wait", "KV", "load", "mem", "sent")
         shown = table(
-            f"[bold]{escape(zone.zone)}[/]: {age}{error}", ("server", "catalog", "breaker"), figures, "models"
+            f"[bold]{escape(found.zone)}[/]: {age}{error}", ("server", "catalog", "breaker"), figures, "models"
         )
-        for endpoint in zone.endpoints:
+        for endpoint in found.endpoints:
             shown.add_row(*_endpoint_row(endpoint))
         out.print(shown)
 
