@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from model_server.engine import Engine, EngineDead, EngineOutput, EngineRequest
@@ -12,21 +12,24 @@ from model_server.meter import SequenceMeter
 Emit = Callable[[Sequence[tuple[int, EngineOutput]]], Awaitable[None]]
 
 
-async def relay(engine: Engine, requests: Sequence[EngineRequest], meters: Sequence[SequenceMeter], emit: Emit) -> None:
-    """Run all `requests` and hand their outputs to `emit` until all have finished.
+async def relay(
+    engine: Engine, requests: Mapping[int, EngineRequest], meters: Mapping[int, SequenceMeter], emit: Emit
+) -> None:
+    """Run all `requests`, by index, and hand their outputs to `emit` until all have finished.
 
     Whatever ends it early, an error of one sequence, of `emit`, or a cancel, takes every sequence off the engine.
     Raises EngineError, and what `emit` raises.
     """
     if len(requests) == 1:
-        await _relay_one(engine, requests[0], meters[0], emit)
+        ((index, request),) = requests.items()
+        await _relay_one(engine, index, request, meters[index], emit)
         return
     # Two places a sequence: one is taken while the next comes. More would hide a slow reader from the engine.
     queue: asyncio.Queue[tuple[int, EngineOutput]] = asyncio.Queue(2 * len(requests))
     try:
         async with asyncio.TaskGroup() as tasks:
-            for index, (request, meter) in enumerate(zip(requests, meters, strict=True)):
-                tasks.create_task(_relay_one(engine, request, meter, _put_into(queue, index)))
+            for index, request in requests.items():
+                tasks.create_task(_relay_one(engine, index, request, meters[index], _put_into(queue)))
             unfinished = len(requests)
             while unfinished:
                 batch = [await queue.get()]
@@ -40,7 +43,7 @@ async def relay(engine: Engine, requests: Sequence[EngineRequest], meters: Seque
         raise _first(group) from None
 
 
-async def _relay_one(engine: Engine, request: EngineRequest, meter: SequenceMeter, emit: Emit) -> None:
+async def _relay_one(engine: Engine, index: int, request: EngineRequest, meter: SequenceMeter, emit: Emit) -> None:
     clock = time.monotonic
     finished = False
     try:
@@ -49,7 +52,7 @@ async def _relay_one(engine: Engine, request: EngineRequest, meter: SequenceMete
                 meter.output(len(output.token_ids), output.cached_tokens, clock())
                 finished = bool(output.finish_reason)
                 meter.delivering = True
-                await emit(((0, output),))
+                await emit(((index, output),))
                 meter.delivering = False
     finally:
         meter.end()
@@ -57,10 +60,10 @@ async def _relay_one(engine: Engine, request: EngineRequest, meter: SequenceMete
         raise EngineDead("the engine ended a sequence that nobody had ended")
 
 
-def _put_into(queue: asyncio.Queue[tuple[int, EngineOutput]], index: int) -> Emit:
+def _put_into(queue: asyncio.Queue[tuple[int, EngineOutput]]) -> Emit:
     async def put(batch: Sequence[tuple[int, EngineOutput]]) -> None:
-        for _, output in batch:
-            await queue.put((index, output))
+        for each in batch:
+            await queue.put(each)
 
     return put
 

@@ -12,16 +12,19 @@ from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
 from model_server.admission import Admission
-from model_server.engine import DeviceLost, Engine, EngineDead, EngineError, EngineOutput, EngineRefused
+from model_server.engine import DeviceLost, Engine, EngineDead, EngineError, EngineOutput, EngineRefused, ResumeMode
 from model_server.fanout import relay
 from model_server.meter import Meter, SequenceMeter
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration, started
+from model_server.resume import resume_mode
+from model_server.seam import Seam
 from model_server.sequences import sequences
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import logs, tracing
 from stoker_common.failure import first_refusal
 from stoker_common.refusal import Code, Refusal, invalid, not_found, unavailable, unimplemented
+from stoker_common.resuming import MODES, Mode
 from stoker_common.tracing import Tracing
 from stoker_common.validate import check_fits, check_generation
 
@@ -137,27 +140,40 @@ class _Run:
         self._generation = generation
         self._engine_id = engine_id
         self._write = write
-        self._meters: list[SequenceMeter] = []
+        self._meters: dict[int, SequenceMeter] = {}
+        # Where outputs go on that began elsewhere, by index.
+        self._seams = {
+            output.index: Seam(len(output.token_ids), output.text_bytes) for output in generation.resume.outputs
+        }
+        self._mode: Mode | None = None
         self._started = False
         self._unfinished = 0
 
     async def run(self, traces: Tracing) -> None:
         shared, generation = self._shared, self._generation
-        ids = await shared.engine.encode(generation)
-        if generation.sampling.HasField("truncate_prompt_tokens"):
+        resumed = generation.HasField("resume")
+        ids = generation.resume.prompt_token_ids if resumed else await shared.engine.encode(generation)
+        if not resumed and generation.sampling.HasField("truncate_prompt_tokens"):
             ids = ids[-generation.sampling.truncate_prompt_tokens :]
         info = shared.engine.info
         asked = generation.sampling.max_tokens if generation.sampling.HasField("max_tokens") else None
         max_tokens = check_fits(ids, asked, info.vocabulary, info.max_model_tokens)
         self.prompt_token_ids = ids
+        mode = resume_mode(generation, info) if resumed else ResumeMode.PREFILL
+        self._mode = MODES[mode.value] if resumed else None
+        headers = dict(tracing.inject())
         with traces.span("engine.generate") as span:
-            requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, dict(tracing.inject()))
+            requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, headers, mode)
             self._unfinished = len(requests)
-            self._meters = [shared.meter.begin(len(ids)) for _ in requests]
+            self._meters = {index: shared.meter.begin(len(ids)) for index in requests}
             try:
-                await relay(shared.engine, requests, self._meters, self._emit)
+                if requests:
+                    await relay(shared.engine, requests, self._meters, self._emit)
+                else:
+                    # Its last token had come; only its end had not.
+                    await self._emit([(0, EngineOutput("", ()))])
             finally:
-                for meter in self._meters:
+                for meter in self._meters.values():
                     meter.end()
                 if span.is_recording():
                     span.set_attributes(self._attributes())
@@ -168,12 +184,15 @@ class _Run:
         if not self._started:
             self._start(response, batch[0][1])
         for index, output in batch:
-            add_delta(response, index, output)
             if output.finish_reason:
                 self._unfinished -= 1
+            rest = self._seams[index].cut(output) if index in self._seams else output
+            if rest is not None and (rest.token_ids or rest.text or rest.finish_reason):
+                add_delta(response, index, rest)
         if not self._unfinished:
             self._finish(response)
-        await self._write(response)
+        if response.deltas or response.HasField("started") or response.HasField("finished"):
+            await self._write(response)
 
     def _start(self, response: inference_pb2.GenerateStreamResponse, first: EngineOutput) -> None:
         self._started = True
@@ -190,6 +209,8 @@ class _Run:
                 first=first,
             )
         )
+        if self._mode is not None:
+            response.started.resume_mode = self._mode
 
     def _finish(self, response: inference_pb2.GenerateStreamResponse) -> None:
         usage = response.finished.usage
@@ -208,20 +229,21 @@ class _Run:
 
     @property
     def completion_tokens(self) -> int:
-        """Tokens generated, over all outputs."""
-        return sum(meter.tokens for meter in self._meters)
+        """Tokens generated, over all outputs, each once, also those that came from elsewhere."""
+        elsewhere = sum(len(output.token_ids) for output in self._generation.resume.outputs if output.finished)
+        return elsewhere + sum(meter.tokens for meter in self._meters.values())
 
     @property
     def ttft_s(self) -> float | None:
         """From the arrival to the first token of any output."""
-        firsts = [meter.first_at for meter in self._meters if meter.first_at is not None]
+        firsts = [meter.first_at for meter in self._meters.values() if meter.first_at is not None]
         return min(firsts) - self.began if firsts else None
 
     @property
     def itl_s(self) -> float | None:
         """Mean time between tokens after the first of each output; None if no output has a second."""
-        later = sum(meter.later_tokens for meter in self._meters)
-        return sum(meter.later_s for meter in self._meters) / later if later else None
+        later = sum(meter.later_tokens for meter in self._meters.values())
+        return sum(meter.later_s for meter in self._meters.values()) / later if later else None
 
     def _attributes(self) -> Mapping[str, str | int | float]:
         attributes: dict[str, str | int | float] = {

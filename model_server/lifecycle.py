@@ -43,7 +43,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a life needs. `listen` brings up gRPC; `endpoint` is the record, valid after that."""
+    """What a life needs. `listen` brings up gRPC, `goodbye` tells routers; `endpoint` is valid once it listens."""
 
     engine: Engine
     registrar: Registrar
@@ -55,6 +55,7 @@ class Parts:
     in_flight: InFlight
     listen: Callable[[], Awaitable[None]]
     endpoint: Callable[[], Endpoint]
+    goodbye: Callable[[str, float], None]
     drain_s: float
 
 
@@ -144,6 +145,7 @@ class Lifecycle:
         parts.in_flight.close(_draining)
         parts.health.set(serving=False)
         parts.registrar.leaving("asked to leave")
+        parts.goodbye("asked to leave", parts.drain_s)
         ends = asyncio.shield(watching), self._at_once.wait()
         await _first(parts.in_flight.wait_empty(), _expired(parts.drain_s), *ends)
         if parts.liveness.state.failed:
@@ -160,6 +162,7 @@ class Lifecycle:
         log.error("leaving, because the server cannot serve any more", extra=self._why())
         parts.health.set(serving=False)
         parts.registrar.set_health(passing=False, note=parts.liveness.reason)
+        parts.goodbye(parts.liveness.reason, 0.0)
         await self._end_requests(self._failed)
         await _first(parts.registrar.leave(parts.liveness.reason), self._at_once.wait())
 

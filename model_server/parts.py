@@ -5,16 +5,10 @@ from datetime import timedelta
 
 from google.protobuf import duration_pb2
 
-from discovery.endpoint import Endpoint, Load, ModelState, Residency
+from discovery.endpoint import Endpoint
+from discovery.messages import load_to_proto
 from model_server.engine import EngineOutput
-from stoker.v1 import endpoint_pb2, inference_pb2
-
-_RESIDENCIES = {
-    Residency.HOT: endpoint_pb2.RESIDENCY_HOT,
-    Residency.ASLEEP: endpoint_pb2.RESIDENCY_ASLEEP,
-    Residency.STAGED: endpoint_pb2.RESIDENCY_STAGED,
-    Residency.LISTED: endpoint_pb2.RESIDENCY_LISTED,
-}
+from stoker.v1 import inference_pb2
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
@@ -22,33 +16,6 @@ def duration(seconds: float) -> duration_pb2.Duration:
     message = duration_pb2.Duration()
     message.FromTimedelta(timedelta(seconds=max(0.0, seconds)))
     return message
-
-
-def load_message(load: Load) -> endpoint_pb2.Load:
-    """A load as the API's message."""
-    message = endpoint_pb2.Load(
-        running=load.running,
-        waiting=load.waiting,
-        kv_usage=load.kv_usage,
-        utilization=load.utilization,
-        memory_usage=load.memory_usage,
-        waiting_prompt_tokens=load.waiting_prompt_tokens,
-        prefill_tokens_per_second=load.prefill_tokens_per_second,
-    )
-    if load.itl_ms > 0.0:
-        message.itl.CopyFrom(duration(load.itl_ms / 1000.0))
-    return message
-
-
-def model_message(model: ModelState) -> endpoint_pb2.Model:
-    """A model's state as the API's message."""
-    return endpoint_pb2.Model(
-        name=model.name,
-        residency=_RESIDENCIES[model.residency],
-        time_to_ready=duration(model.time_to_ready_ms / 1000.0),
-        max_model_tokens=model.max_model_tokens,
-        base=model.base,
-    )
 
 
 def started(
@@ -66,7 +33,7 @@ def started(
         prompt_token_ids=prompt_token_ids,
         prompt_logprobs=first.prompt_logprobs,
         numerics_class=endpoint.numerics_class,
-        load=load_message(endpoint.load),
+        load=load_to_proto(endpoint.load),
     )
 
 

@@ -27,6 +27,10 @@ class Usage:
     memory_usage: float = 0.0
 
 
+# The worker link's version that this server speaks (link.py).
+LINK_VERSION = 1
+
+
 class Device(Protocol):
     """What the server computes on."""
 
@@ -61,7 +65,9 @@ def endpoint(identity: Identity, info: EngineInfo, address: str) -> Endpoint:
         accelerator_memory_bytes=info.accelerator_memory_bytes,
         max_streams=info.max_streams,
         kv_tokens=info.kv_tokens,
+        link_version=LINK_VERSION,
         numerics_class=info.numerics_class,
+        resume_modes=tuple(mode.value for mode in info.resume_modes),
     )
 
 

@@ -1,6 +1,6 @@
 """A request for `n` outputs as `n` requests for one: what the engine gets."""
 
-from model_server.engine import EngineRequest
+from model_server.engine import EngineRequest, ResumeMode
 from stoker.v1 import generation_pb2
 
 
@@ -10,11 +10,16 @@ def sequences(
     prompt_token_ids: tuple[int, ...],
     max_tokens: int,
     trace_headers: dict[str, str],
-) -> list[EngineRequest]:
-    """One engine request for each output. Output i draws with seed + i, as in vLLM, so that outputs differ."""
+    mode: ResumeMode = ResumeMode.PREFILL,
+) -> dict[int, EngineRequest]:
+    """An engine request for each output that has not finished elsewhere, by index.
+
+    Output i draws with seed + i, as in vLLM, so that outputs differ. `mode` is how outputs that began elsewhere go on.
+    """
+    begun = {output.index: output for output in generation.resume.outputs}
     n = generation.sampling.n if generation.sampling.HasField("n") else 1
-    return [
-        EngineRequest(
+    return {
+        index: EngineRequest(
             request_id=f"{engine_id}.{index}",
             prompt_token_ids=prompt_token_ids,
             sampling=_sampling(generation.sampling, index),
@@ -23,9 +28,12 @@ def sequences(
             cache_salt=generation.cache_salt,
             priority=generation.priority,
             trace_headers=trace_headers,
+            emitted_token_ids=tuple(begun[index].token_ids) if index in begun else (),
+            resume_mode=mode,
         )
         for index in range(n)
-    ]
+        if index not in begun or not begun[index].finished
+    }
 
 
 def _sampling(sampling: generation_pb2.Sampling, index: int) -> generation_pb2.Sampling:

@@ -16,6 +16,7 @@ from model_server.engine import Engine
 from model_server.generation import Generator
 from model_server.inflight import InFlight
 from model_server.lifecycle import Lifecycle, Parts
+from model_server.link import Links
 from model_server.listener import Listener
 from model_server.liveness import LifeState, Liveness, LivenessRules
 from model_server.meter import Meter
@@ -56,10 +57,12 @@ class ModelServer:
         self.engine = engine
         self.epoch = epoch or uuid.uuid4().hex
         self.metrics = ServerMetrics(settings.served_model, registry)
+        self._clock = clock
         self.liveness = Liveness(_rules(settings), clock())
         self.meter = Meter(clock, self._batch_is_full)
         self.in_flight = InFlight(_starting)
         self.health = Health((INFERENCE, MODELS))
+        self.links: Links | None = None
         self._record: Record | None = None
         self._prober = Prober(
             engine, self.liveness, self.meter, device or SimulatedDevice(engine), tick_s=_tick_s(settings), clock=clock
@@ -78,6 +81,7 @@ class ModelServer:
                 in_flight=self.in_flight,
                 listen=self._listen,
                 endpoint=self.endpoint,
+                goodbye=self._goodbye,
                 drain_s=settings.drain_seconds,
             )
         )
@@ -158,15 +162,26 @@ class ModelServer:
             endpoint=self.endpoint,
             traces=self._traces,
         )
+        self.links = Links(generator, self.endpoint, lambda: self.engine.load().steps, self._clock)
         handlers = (
             InferenceService(generator).handlers(),
             ModelService(self.endpoint).handlers(),
             self.health.handlers(),
+            self.links.handlers(),
         )
         await self._listener.start(handlers, (INFERENCE, MODELS) if settings.reflection else ())
         identity = Identity(settings.id_at(self.port), settings.zone, self.epoch, settings.served_model)
         base = endpoint(identity, info, self.address)
         self._record = Record(base, self.engine, self.meter, lambda: self._prober.usage)
+
+    @property
+    def attached_routers(self) -> int:
+        """How many router processes have a link to it."""
+        return self.links.attached if self.links is not None else 0
+
+    def _goodbye(self, reason: str, grace_s: float) -> None:
+        if self.links is not None:
+            self.links.goodbye(reason, grace_s)
 
     def _queue_s(self) -> float:
         """How long what waits is expected to take; 1 s while the engine's rate is not known."""

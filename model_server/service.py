@@ -6,8 +6,8 @@ import grpc
 from google.protobuf.message import Message
 
 from discovery.endpoint import Endpoint
+from discovery.messages import model_to_proto
 from model_server.generation import Generator, Write
-from model_server.parts import model_message
 from stoker.v1 import generation_pb2, inference_pb2, model_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
@@ -91,7 +91,7 @@ class ModelService:
         if request.zone in ("", endpoint.zone):
             for model in endpoint.models:
                 if request.model in ("", model.name):
-                    response.models.add(server=endpoint.server, zone=endpoint.zone, model=model_message(model))
+                    response.models.add(server=endpoint.server, zone=endpoint.zone, model=model_to_proto(model))
         return response
 
 

@@ -13,6 +13,8 @@ from discovery.consul_client import ConsulClient
 from discovery.consul_watcher import ConsulWatcher
 from router.call_transport import CallTransport
 from router.config import RouterSettings
+from router.link import LinkRules
+from router.link_transport import LinkTransport
 from router.report import Identity
 from router.server import RouterServer, World
 from stoker_common import logs, metrics, tracing
@@ -27,7 +29,9 @@ async def serve(settings: RouterSettings) -> None:
     async with ConsulClient(settings.consul_address) as consul:
         world = World(
             watcher=ConsulWatcher(consul, settings.zone, rng=rng, zones=settings.zones or None),
-            transport=CallTransport(),
+            transport=LinkTransport(
+                CallTransport(), router=router_id, zone=settings.zone, clock=time.monotonic, rng=rng, rules=LinkRules()
+            ),
             traces=traces,
             clock=time.monotonic,
             rng=rng,

@@ -1,14 +1,27 @@
 """How a request reaches an endpoint: the interface behind which calls, and later links, sit."""
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
-from discovery.endpoint import Endpoint
-from router.ledger import Key
+from discovery.endpoint import Endpoint, Load
 from stoker.v1 import generation_pb2, inference_pb2
 
 Metadata = tuple[tuple[str, str], ...]
+
+
+class LinkState(Enum):
+    """Whether an endpoint's link carries requests."""
+
+    DOWN = "down"
+    UP = "up"
+    # The server said goodbye: what runs goes on, nothing new goes there.
+    LEAVING = "leaving"
+
+
+OnLoad = Callable[[Endpoint, Load], None]
+OnLink = Callable[[Endpoint, LinkState], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +46,14 @@ class Transport(Protocol):
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """Whether the endpoint answers now and calls itself healthy."""
 
-    def keep(self, keys: Iterable[Key]) -> None:
-        """Close connections to endpoints that are none of these, once nothing runs on them."""
+    def keep(self, endpoints: Iterable[Endpoint]) -> None:
+        """These are all the endpoints there are: let go of others once nothing runs on them."""
+
+    async def run(self) -> None:
+        """Whatever the transport does in the background, until cancelled."""
+
+    def listen(self, on_load: "OnLoad", on_link: "OnLink") -> None:
+        """Whom to tell of loads that endpoints report, and of links that come and go."""
 
     async def close(self) -> None:
         """Close all connections."""

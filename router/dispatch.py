@@ -3,11 +3,11 @@
 from types import TracebackType
 from typing import Self
 
+from discovery.messages import load_from_proto
 from router.errors import EndpointError, Fault
 from router.flight import Flight
 from router.learned import Learned
 from router.policy import Chosen
-from router.record import load_from_proto
 from router.request import Request
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.refusal import unavailable
@@ -86,6 +86,8 @@ class Dispatch:
             breakers.undecided(key)
 
     def _began(self, started: inference_pb2.Started) -> None:
+        self._try.resume_mode = started.resume_mode
+        self._try.numerics_class = started.numerics_class
         self._flight.prompt_tokens = started.prompt_tokens
         self._flight.cached_tokens = started.cached_tokens
         self._learned.sizing.observe_prompt(self._generation, started.prompt_tokens)

@@ -85,6 +85,12 @@ class Breakers:
         if self.state(key) is BreakerState.PROBING:
             self.succeeded(key)
 
+    def reached(self, key: Key) -> None:
+        """Its link is up again: an ejection ends now, and the next request is the probe."""
+        breaker = self._breakers.get(key)
+        if breaker is not None and breaker.state is BreakerState.EJECTED:
+            breaker.until_s = self._clock()
+
     def succeeded(self, key: Key) -> None:
         """It answered well, to the end."""
         self._breakers.pop(key, None)

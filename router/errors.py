@@ -2,7 +2,23 @@
 
 from enum import Enum
 
-from stoker_common.refusal import Refusal
+from discovery.endpoint import Endpoint
+from stoker_common.refusal import Code, Refusal
+
+# What a status says of its endpoint. What is not here is the server's fault.
+_BUSY = frozenset({Code.RESOURCE_EXHAUSTED, Code.NOT_FOUND})
+_CALLER = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.UNIMPLEMENTED,
+        Code.DEADLINE_EXCEEDED,
+        Code.UNAUTHENTICATED,
+        Code.PERMISSION_DENIED,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.ALREADY_EXISTS,
+    }
+)
 
 
 class Fault(Enum):
@@ -30,3 +46,19 @@ class EndpointError(Exception):
         super().__init__(refusal.message)
         self.fault = fault
         self.refusal = refusal
+
+
+def endpoint_error(refusal: Refusal, endpoint: Endpoint, *, cut: bool) -> EndpointError:
+    """What an attempt that ended with `refusal` says of its endpoint. `cut`: whether it cannot be reached any more."""
+    if refusal.code in _CALLER:
+        return EndpointError(Fault.CALLER, refusal)
+    if refusal.code in _BUSY or refusal.reason == "SERVER_DRAINING":
+        return EndpointError(Fault.BUSY, refusal)
+    where = f"server {endpoint.server} at {endpoint.address} in {endpoint.zone}"
+    told = Refusal(
+        Code.UNAVAILABLE,
+        f"{where} failed: {refusal.code.name}: {refusal.message}",
+        reason="SERVER_FAILED",
+        retry_after_s=refusal.retry_after_s,
+    )
+    return EndpointError(Fault.LINK if refusal.code is Code.UNAVAILABLE and cut else Fault.SERVER, told)

@@ -1,5 +1,6 @@
 """The one writer of snapshots: joins what the catalog says with what the data path shows."""
 
+import asyncio
 from collections.abc import Callable, Collection
 
 from discovery.catalog import CatalogState, CatalogView
@@ -16,7 +17,9 @@ class Fleet:
         self._on_members = on_members
         self._view = CatalogView()
         self._dead: frozenset[Key] = frozenset()
+        self._leaving: frozenset[Key] = frozenset()
         self._snapshot = Snapshot()
+        self._news = asyncio.Event()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -42,11 +45,26 @@ class Fleet:
             if known is None or known.endpoint.load != member.endpoint.load:
                 self._ledger.report(key, member.endpoint.load)
 
+    async def changed(self, within_s: float) -> None:
+        """Wait until there is a new snapshot, or for so long."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._news.wait()
+        except TimeoutError:
+            return
+
     def data_path(self, key: Key, *, answers: bool) -> None:
         """The data path to an endpoint was tried."""
         dead = self._dead - {key} if answers else self._dead | {key}
         if dead != self._dead:
             self._dead = dead
+            self._rebuild()
+
+    def leaving(self, key: Key, *, leaving: bool) -> None:
+        """An endpoint said goodbye over its link, or is back on it."""
+        said = self._leaving | {key} if leaving else self._leaving - {key}
+        if said != self._leaving:
+            self._leaving = said
             self._rebuild()
 
     def doubtful(self) -> list[Key]:
@@ -56,9 +74,12 @@ class Fleet:
 
     def _rebuild(self) -> None:
         before = self._snapshot.members.keys()
-        self._snapshot = build(self._view, self._dead)
+        self._snapshot = build(self._view, self._dead, self._leaving)
+        news, self._news = self._news, asyncio.Event()
+        news.set()
         members = self._snapshot.members.keys()
         self._dead &= members
+        self._leaving &= members
         if members != before:
             self._ledger.keep(members)
             self._on_members(members)

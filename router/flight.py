@@ -9,9 +9,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from router.errors import EndpointError
 from router.policy import Chosen
-from stoker.v1 import inference_pb2
+from stoker.v1 import endpoint_pb2, inference_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import Code
+from stoker_common.resuming import Mode, exactness
+from stoker_common.transcript import Transcript
 
 
 @dataclass(slots=True)
@@ -27,6 +29,8 @@ class Try:
     tokens: int = 0
     code: Code | None = None
     failure: str = ""
+    resume_mode: Mode = endpoint_pb2.RESUME_MODE_UNSPECIFIED
+    numerics_class: str = ""
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class Flight:
     tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    transcript: Transcript = field(default_factory=Transcript)
     outcome: str = "cancelled"  # until something else is known: a client that vanishes says nothing
 
     def __post_init__(self) -> None:
@@ -58,6 +63,7 @@ class Flight:
 
     def received(self, message: inference_pb2.GenerateStreamResponse) -> None:
         """A part came."""
+        self.transcript.add(message)
         tokens = sum(len(delta.token_ids) for delta in message.deltas)
         if not tokens:
             return
@@ -88,6 +94,13 @@ class Flight:
         if self.first_token_s is None or self.tokens < 2:
             return None
         return (self.last_token_s - self.first_token_s) / (self.tokens - 1)
+
+    @property
+    def exactness(self) -> "inference_pb2.Exactness.ValueType":
+        """How the answer relates to what one server alone would have sent."""
+        spoke = [attempt for attempt in self.tries if attempt.numerics_class]
+        modes = [attempt.resume_mode for attempt in spoke if attempt.resume_mode]
+        return exactness(modes, [attempt.numerics_class for attempt in spoke])
 
     def attempts(self) -> list[inference_pb2.Attempt]:
         """The tries as the response tells them."""
@@ -122,5 +135,6 @@ class Flight:
             code=attempt.code.value if attempt.code else 0,
             reason=attempt.failure,
             duration=lasted,
+            resume_mode=attempt.resume_mode,
             tokens=attempt.tokens,
         )

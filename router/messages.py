@@ -26,7 +26,17 @@ def with_pick(data: bytes, chosen: Chosen) -> bytes:
     return data + inference_pb2.GenerateStreamResponse(started=started).SerializeToString()
 
 
-def with_attempts(data: bytes, attempts: Iterable[inference_pb2.Attempt]) -> bytes:
-    """The last part, which now says what was tried."""
-    finished = inference_pb2.Finished(attempts=attempts)
+def without_started(part: inference_pb2.GenerateStreamResponse) -> bytes:
+    """The first part of a continuation, for a client that was told before how its stream started. May be empty."""
+    rest = inference_pb2.GenerateStreamResponse()
+    rest.CopyFrom(part)
+    rest.ClearField("started")
+    return rest.SerializeToString()
+
+
+def with_attempts(
+    data: bytes, attempts: Iterable[inference_pb2.Attempt], exactness: "inference_pb2.Exactness.ValueType"
+) -> bytes:
+    """The last part, which now says what was tried and how exact the whole is."""
+    finished = inference_pb2.Finished(attempts=attempts, exactness=exactness)
     return data + inference_pb2.GenerateStreamResponse(finished=finished).SerializeToString()

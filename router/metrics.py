@@ -56,8 +56,8 @@ class RouterMetrics:
         )
         self.failovers = Counter(
             "stoker_router_failovers",
-            "Attempts that failed before their first chunk and were followed by another, by what failed.",
-            ("fault",),
+            "Attempts that failed, by what failed and by what followed: a retry before the first part, or a resume.",
+            ("fault", "then"),
             registry=registry,
         )
         self.in_flight = Gauge("stoker_router_in_flight", "Requests in flight.", registry=registry)

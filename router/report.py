@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from discovery.catalog import CatalogState, ZoneView
+from discovery.messages import endpoint_to_proto, model_to_proto, seconds
 from router.ejection import BreakerState
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import NOTHING
 from router.messages import cost
-from router.record import endpoint_to_proto, model_to_proto, seconds
 from router.router import Router
 from router.snapshot import Member
 from stoker.v1 import generation_pb2, model_pb2, router_pb2

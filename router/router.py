@@ -2,29 +2,33 @@
 
 import logging
 import random
-from collections.abc import AsyncGenerator, Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
+from router import resume
 from router.attempt import Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
 from router.flight import Flight
 from router.learned import Learned
-from router.ledger import Key
-from router.messages import with_attempts, with_pick
+from router.ledger import NOTHING, Key
+from router.messages import with_attempts, with_pick, without_started
 from router.metrics import RouterMetrics
 from router.policy import Choices, Chosen, Conditions, Policy
 from router.request import Request
-from router.snapshot import NOBODY
+from router.resume import ResumeRules
+from router.snapshot import NOBODY, Holder
 from stoker.v1 import generation_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, not_found, unavailable
+from stoker_common.resuming import Mode
 from stoker_common.tracing import Tracing, inject
+from stoker_common.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,9 @@ class RetryRules:
 
     # A server that was never reached has done no work and does not count (gRPC A6's transparent retry).
     max_attempts: int = 3
+    # How long a broken stream waits for a server to go on with: a supervised server is back within seconds.
+    hold_s: float = 10.0
+    resume: ResumeRules = field(default_factory=ResumeRules)
     # What callers are told to wait when nothing is left: a restarted server is in the catalog about then.
     retry_after_s: float = 1.0
 
@@ -131,33 +138,107 @@ class Router:
         flight: Flight,
         deadline_s: float | None,
     ) -> AsyncGenerator[bytes, None]:
-        """Try endpoints until one has answered or nothing is left to try."""
+        """Try endpoints until one has answered to the end or nothing is left to try.
+
+        Before the first part, a failed request is sent elsewhere as it is; after it, as what is still to come.
+        """
         tried: set[Key] = set()
-        counted = 0
+        asked, counted = generation, 0
         failure: EndpointError | None = None
+        if generation.HasField("resume"):
+            # A client that lost its router goes on here.
+            flight.transcript = Transcript.of(generation.resume)
+            tried = self._avoided(generation.resume.servers_tried)
         while True:
-            chosen = self.choose(request, tried) if counted < self._retry.max_attempts else None
-            if chosen is None:
-                raise self._nothing_left(request, failure)
+            if flight.transcript.started or generation.HasField("resume"):
+                chosen, asked = await self._choose_resume(request, generation, flight, tried, failure, deadline_s)
+            else:
+                chosen = self._choose_anew(request, tried, counted, failure)
             tried.add(chosen.candidate.holder.member.key)
-            sent = False
             try:
-                async with aclosing(self._attempt(request, generation, chosen, flight, deadline_s)) as parts:
+                async with aclosing(self._attempt(request, generation, asked, chosen, flight, deadline_s)) as parts:
                     async for data in parts:
-                        sent = True
                         yield data
                 return
             except EndpointError as error:
-                if sent or not error.fault.retryable:
+                if not error.fault.retryable:
                     raise error.refusal from error
                 failure = error
                 counted += error.fault is not Fault.LINK
-                self._metrics.failovers.labels(error.fault.value).inc()
+                self._metrics.failovers.labels(
+                    error.fault.value, "resume" if flight.transcript.started else "retry"
+                ).inc()
+
+    def _choose_anew(
+        self, request: Request, tried: Collection[Key], counted: int, failure: EndpointError | None
+    ) -> Chosen:
+        """The server for a request of which nothing went out yet. Raises Refusal when none is left."""
+        chosen = self.choose(request, tried) if counted < self._retry.max_attempts else None
+        if chosen is None:
+            raise self._nothing_left(request, failure)
+        return chosen
+
+    async def _choose_resume(
+        self,
+        request: Request,
+        generation: generation_pb2.Generation,
+        flight: Flight,
+        tried: set[Key],
+        failure: EndpointError | None,
+        deadline_s: float | None,
+    ) -> tuple[Chosen, generation_pb2.Generation]:
+        """The server to go on with a stream that broke, and what to ask it. Waits a while for one. Raises Refusal."""
+        if not resume.wanted(generation):
+            raise self._nothing_left(request, failure)
+        transcript = flight.transcript
+        rest = replace(
+            request,
+            model=transcript.model,
+            prompt_tokens=len(transcript.prompt_token_ids) + transcript.tokens,
+            expected_output_tokens=max(1, request.expected_output_tokens - transcript.tokens),
+        )
+        give_up_s = self._clock() + self._retry.hold_s
+        if deadline_s is not None:
+            give_up_s = min(give_up_s, deadline_s)
+        while True:
+            holders = self._fleet.snapshot.holders.get(transcript.model, NOBODY).by_key
+            modes = self._resume_modes(holders, generation, transcript)
+            chosen = self.choose(rest, (holders.keys() - modes.keys()).union(tried))
+            if chosen is not None:
+                key = chosen.candidate.holder.member.key
+                servers = [server for server, _ in tried]
+                return chosen, resume.continued(generation, transcript, modes[key], servers)
+            if holders and not modes:
+                raise resume.impossible(f"no server has a mode of resuming that keeps what it asked for; {failure}")
+            if self._clock() >= give_up_s:
+                raise self._nothing_left(request, failure)
+            if failure is None:
+                tried.clear()  # rather one that the client would avoid than none
+            # A server that restarts, a link that comes back: either shows as a change, a breaker's end does not.
+            await self._fleet.changed(within_s=0.2)
+
+    def _avoided(self, servers: Collection[str]) -> set[Key]:
+        """The members that a client asks to avoid."""
+        return {key for key in self._fleet.snapshot.members if key[0] in servers}
+
+    def _resume_modes(
+        self, holders: Mapping[Key, Holder], generation: generation_pb2.Generation, transcript: Transcript
+    ) -> dict[Key, Mode]:
+        """How the holders that can would go on with the stream."""
+        accounts, rules = self._learned.ledger.accounts, self._retry.resume
+        modes: dict[Key, Mode] = {}
+        for key, holder in holders.items():
+            itl_ms = accounts.get(key, NOTHING).load.itl_ms
+            mode = resume.mode_on(holder.member.endpoint, generation, transcript, itl_ms, rules)
+            if mode is not None:
+                modes[key] = mode
+        return modes
 
     async def _attempt(
         self,
         request: Request,
         generation: generation_pb2.Generation,
+        asked: generation_pb2.Generation,
         chosen: Chosen,
         flight: Flight,
         deadline_s: float | None,
@@ -167,18 +248,22 @@ class Router:
         if timeout_s is not None and timeout_s <= 0:
             raise EndpointError(Fault.CALLER, deadline_exceeded("the deadline passed before a server could answer"))
         endpoint = chosen.candidate.holder.member.endpoint
+        resumed = flight.transcript.started
         self._metrics.picks.labels(endpoint.zone, chosen.reason).inc()
         about = {"stoker.server": endpoint.server, "stoker.zone": endpoint.zone, "stoker.pick": chosen.reason}
         with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about):
             with Dispatch(request, chosen, generation, flight, self._learned) as dispatch:
-                async with aclosing(self._transport.attempt(endpoint, generation, timeout_s, inject())) as parts:
+                async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, inject())) as parts:
                     async for part in parts:
-                        first = dispatch.received(part.message)
-                        data = with_pick(part.data, chosen) if first else part.data
+                        data = part.data
+                        if dispatch.received(part.message):
+                            # The client was told once how its stream started.
+                            data = without_started(part.message) if resumed else with_pick(data, chosen)
                         if part.message.HasField("finished"):
                             dispatch.finished(part.message)
-                            data = with_attempts(data, flight.attempts())
-                        yield data
+                            data = with_attempts(data, flight.attempts(), flight.exactness)
+                        if data:
+                            yield data
                 dispatch.require_finished()
 
     def _nothing_left(self, request: Request, failure: EndpointError | None) -> Refusal:

@@ -11,8 +11,8 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView, Watcher
-from discovery.endpoint import Endpoint
-from router.attempt import Transport
+from discovery.endpoint import Endpoint, Load
+from router.attempt import LinkState, Transport
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import Breakers, EjectionRules
@@ -85,6 +85,7 @@ class RouterServer:
         self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
         self.report = Report(identity, self.router, self.fleet, self.learned)
         self._data_path = DataPath(self.fleet, world.transport, self._forget, rng=world.rng)
+        self.transport.listen(self._load_reported, self._link_changed)
         self._health = Health(SERVICES)
         self.port = 0
 
@@ -98,6 +99,7 @@ class RouterServer:
                 watching = [
                     tasks.create_task(self._world.watcher.run(self._publish), name="catalog"),
                     tasks.create_task(self._data_path.run(), name="data path"),
+                    tasks.create_task(self.transport.run(), name="transport"),
                 ]
                 if started is not None:
                     started.set()
@@ -144,7 +146,19 @@ class RouterServer:
 
     def _members_changed(self, members: Collection[Key]) -> None:
         self.learned.breakers.keep(members)
-        self.transport.keep(members)
+        self.transport.keep(member.endpoint for member in self.fleet.snapshot.members.values())
+
+    def _link_changed(self, endpoint: Endpoint, state: LinkState) -> None:
+        key = (endpoint.server, endpoint.epoch)
+        log.info("link", extra={"server": endpoint.server, "epoch": endpoint.epoch, "state": state.value})
+        self.fleet.leaving(key, leaving=state is LinkState.LEAVING)
+        if state is LinkState.DOWN:
+            self.learned.breakers.failed(key, dead_link=True)
+        elif state is LinkState.UP:
+            self.learned.breakers.reached(key)
+
+    def _load_reported(self, endpoint: Endpoint, load: Load) -> None:
+        self.learned.ledger.report((endpoint.server, endpoint.epoch), load)
 
     def _forget(self, endpoint: Endpoint) -> None:
         self._world.watcher.forget(endpoint.zone, endpoint.server, endpoint.epoch)

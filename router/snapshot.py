@@ -63,14 +63,15 @@ class Snapshot:
     known: bool = False
 
 
-def build(view: CatalogView, dead: frozenset[Key]) -> Snapshot:
-    """The snapshot of a catalog's view, given the keys whose data path is dead."""
+def build(view: CatalogView, dead: frozenset[Key], leaving: frozenset[Key] = frozenset()) -> Snapshot:
+    """The snapshot of a catalog's view, given the keys whose data path is dead and those that said goodbye over it."""
     members: dict[Key, Member] = {}
     holders: dict[str, list[Holder]] = {}
     for zone in view.zones.values():
         for entry in zone.entries.values():
             key = (entry.endpoint.server, entry.endpoint.epoch)
-            member = Member(key, entry.endpoint, entry.state, key not in dead)
+            state = CatalogState.LEAVING if key in leaving else entry.state
+            member = Member(key, entry.endpoint, state, key not in dead)
             members[key] = member
             for model in entry.endpoint.models:
                 serving = holders.setdefault(model.name, [])

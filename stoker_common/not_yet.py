@@ -24,14 +24,10 @@ def _images(generation: Generation) -> Iterator[generation_pb2.Image]:
                 yield part.image
 
 
-_RESUMING = (generation_pb2.ON_SERVER_FAILURE_RESUME, generation_pb2.ON_SERVER_FAILURE_EXACT)
-
 NOT_YET = (
     NotYet("generation.lora_adapter", lambda g: bool(g.lora_adapter), "leave it empty"),
     NotYet("generation.session.mode", lambda g: g.session.mode == generation_pb2.SESSION_MODE_HARD, "use SOFT"),
     NotYet("generation.tenant", lambda g: g.HasField("tenant"), "leave it out"),
-    NotYet("generation.on_server_failure", lambda g: g.on_server_failure in _RESUMING, "use FAIL or leave it out"),
-    NotYet("generation.resume", lambda g: g.HasField("resume"), "start a new generation"),
     NotYet("generation.chat.messages.content.image", lambda g: any(_images(g)), "send text parts only"),
 )
 

@@ -51,6 +51,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> Refusal:
     return refusal
 
 
+def from_rpc_status(data: bytes) -> Refusal:
+    """What a serialised `google.rpc.Status` says, sent elsewhere than in trailers."""
+    packed = status_pb2.Status.FromString(data)
+    refusal = Refusal(Code(packed.code), packed.message)
+    for detail in packed.details:
+        _take(refusal, detail)
+    return refusal
+
+
 def _code(code: grpc.StatusCode) -> Code:
     """Our name of gRPC's code. A code that no gRPC defines is UNKNOWN."""
     return Code.__members__.get(code.name, Code.UNKNOWN)

@@ -10,6 +10,7 @@ from stoker_common.chat import check_chat
 from stoker_common.not_yet import check_implemented
 from stoker_common.ranges import MAX_INT32
 from stoker_common.refusal import invalid
+from stoker_common.resume_state import check_resume
 from stoker_common.sampling import check_sampling
 from stoker_common.structured import check_structured_output
 from stoker_common.texts import check_id, check_name, check_request_id, check_size
@@ -29,7 +30,10 @@ def check_generation(generation: Generation) -> None:
     """
     check_name("generation.model", generation.model, MAX_MODEL_NAME_BYTES)
     check_request_id("generation.request_id", generation.request_id)
-    _check_prompt(generation)
+    if generation.HasField("resume"):
+        check_resume(generation)
+    else:
+        _check_prompt(generation)
     if generation.HasField("sampling"):
         check_sampling(generation.sampling)
     if generation.HasField("structured_output"):

@@ -63,8 +63,12 @@ async def guard(context: Context, method: str) -> AsyncIterator[None]:
     except (asyncio.CancelledError, grpc.aio.BaseError):
         raise
     except Exception as error:
-        refusal = first_refusal(error) or _internal(error, method)
-        await abort(context, refusal)
+        await abort(context, refusal_of(error, method))
+
+
+def refusal_of(error: Exception, method: str) -> Refusal:
+    """What the caller of `method` is told: the refusal in `error`, or an INTERNAL one, found in the log by its id."""
+    return first_refusal(error) or _internal(error, method)
 
 
 def unary_unary(method: Unary[Request], request_type: type[Request]) -> "Handler":

@@ -12,6 +12,8 @@ from discovery.memory import MemoryCatalog
 from model_server.engines.sim_settings import SimSettings
 from router.call_transport import CallTransport
 from router.config import RouterSettings
+from router.link import LinkRules
+from router.link_transport import LinkTransport
 from router.report import Identity
 from router.server import RouterServer, World
 from stoker_common import tracing
@@ -59,14 +61,16 @@ class Mesh:
 
 @asynccontextmanager
 async def router(
-    catalog: Catalog, zone: str, traces: Tracing | None = None, **changes: Any
+    catalog: Catalog, zone: str, traces: Tracing | None = None, *, links: bool = True, **changes: Any
 ) -> AsyncIterator[RouterServer]:
     """A router of the zone, serving."""
     settings = RouterSettings(**{"zone": zone, "listen_port": 0, "drain_seconds": 5.0, **changes})
     rng = random.Random(1)
+    calls = CallTransport()
+    linked = LinkTransport(calls, router=f"router-{zone}", zone=zone, clock=time.monotonic, rng=rng, rules=LinkRules())
     world = World(
         watcher=catalog.watcher(zone),
-        transport=CallTransport(),
+        transport=linked if links else calls,
         traces=traces or tracing.configure("stoker-router", environ={}),
         clock=time.monotonic,
         rng=rng,

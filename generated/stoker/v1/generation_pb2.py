@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from stoker.v1 import endpoint_pb2 as stoker_dot_v1_dot_endpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astoker/v1/generation.proto\x12\tstoker.v1\"\xd6\x03\n\nGeneration\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.stoker.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.stoker.v1.ChatH\x00\x12%\n\x08sampling\x18\x05 \x01(\x0b\x32\x13.stoker.v1.Sampling\x12\x36\n\x11structured_output\x18\x06 \x01(\x0b\x32\x1b.stoker.v1.StructuredOutput\x12\x14\n\x0clora_adapter\x18\x07 \x01(\t\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12#\n\x07session\x18\t \x01(\x0b\x32\x12.stoker.v1.Session\x12\x10\n\x08priority\x18\n \x01(\x05\x12!\n\x06tenant\x18\x0b \x01(\x0b\x32\x11.stoker.v1.Tenant\x12\x35\n\x11on_server_failure\x18\x0c \x01(\x0e\x32\x1a.stoker.v1.OnServerFailure\x12&\n\x06resume\x18\r \x01(\x0b\x32\x16.stoker.v1.ResumeState\x12\x12\n\nrequest_id\x18\x0e \x01(\tB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xd1\x01\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.stoker.v1.ChatMessage\x12\x1e\n\x05tools\x18\x02 \x03(\x0b\x32\x0f.stoker.v1.Tool\x12!\n\x19\x63hat_template_kwargs_json\x18\x03 \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"\x91\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.stoker.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x04 \x03(\x0b\x32\x13.stoker.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"H\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.stoker.v1.ImageH\x00\x42\x06\n\x04part\")\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"\x92\n\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\x03\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x36\n\nlogit_bias\x18\t \x03(\x0b\x32\".stoker.v1.Sampling.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\n \x01(\x03H\x04\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x0b \x01(\x03\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\x05\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\"\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08\x12\x0e\n\x01n\x18\x10 \x01(\x03H\x05\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x03H\x06\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x03H\x07\x88\x01\x01\x12\x11\n\tbad_words\x18\x13 \x03(\t\x12\x19\n\x11\x61llowed_token_ids\x18\x14 \x03(\x05\x12 \n\x13skip_special_tokens\x18\x15 \x01(\x08H\x08\x88\x01\x01\x12*\n\x1dspaces_between_special_tokens\x18\x16 \x01(\x08H\t\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x17 \x01(\x03H\n\x88\x01\x01\x12!\n\x19skip_reading_prefix_cache\x18\x18 \x01(\x08\x12\x19\n\x11logprob_token_ids\x18\x19 \x03(\x05\x12\"\n\x15thinking_token_budget\x18\x1a \x01(\x03H\x0b\x88\x01\x01\x12<\n\x14repetition_detection\x18\x1b \x01(\x0b\x32\x1e.stoker.v1.RepetitionDetection\x12\x19\n\x0cwatermarking\x18\x1c \x01(\x08H\x0c\x88\x01\x01\x12\x17\n\ndetokenize\x18\x1d \x01(\x08H\r\x88\x01\x01\x12\x1c\n\x0fstream_interval\x18\x1e \x01(\x03H\x0e\x88\x01\x01\x12!\n\x14prompt_logprob_start\x18\x1f \x01(\x03H\x0f\x88\x01\x01\x12\x35\n\x18prompt_logprob_token_ids\x18  \x03(\x0b\x32\x13.stoker.v1.TokenIds\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\x04\n\x02_nB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokensB \n\x1e_spaces_between_special_tokensB\x19\n\x17_truncate_prompt_tokensB\x18\n\x16_thinking_token_budgetB\x0f\n\r_watermarkingB\r\n\x0b_detokenizeB\x12\n\x10_stream_intervalB\x17\n\x15_prompt_logprob_start\"\\\n\x13RepetitionDetection\x12\x18\n\x10max_pattern_size\x18\x01 \x01(\x03\x12\x18\n\x10min_pattern_size\x18\x02 \x01(\x03\x12\x11\n\tmin_count\x18\x03 \x01(\x03\"\xab\x02\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12,\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x15.stoker.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12#\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x11.stoker.v1.ChoiceH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x12\x18\n\x0estructural_tag\x18\x06 \x01(\tH\x00\x12\x1e\n\x16\x64isable_any_whitespace\x18\x07 \x01(\x08\x12%\n\x1d\x64isable_additional_properties\x18\x08 \x01(\x08\x12\x1a\n\x12whitespace_pattern\x18\t \x01(\tB\x0c\n\nconstraint\"\x0c\n\nJsonObject\"\x18\n\x06\x43hoice\x12\x0e\n\x06values\x18\x01 \x03(\t\";\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.stoker.v1.SessionMode\"r\n\x06Tenant\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x06labels\x18\x02 \x03(\x0b\x32\x1d.stoker.v1.Tenant.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8f\x01\n\x0bResumeState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12(\n\x07outputs\x18\x03 \x03(\x0b\x32\x17.stoker.v1.ResumeOutput\x12\x16\n\x0enumerics_class\x18\x04 \x01(\t\x12\x15\n\rservers_tried\x18\x05 \x03(\t\"V\n\x0cResumeOutput\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x12\n\ntext_bytes\x18\x03 \x01(\x03\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08*Y\n\x0bSessionMode\x12\x1c\n\x18SESSION_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11SESSION_MODE_SOFT\x10\x01\x12\x15\n\x11SESSION_MODE_HARD\x10\x02*\x8b\x01\n\x0fOnServerFailure\x12!\n\x1dON_SERVER_FAILURE_UNSPECIFIED\x10\x00\x12\x1c\n\x18ON_SERVER_FAILURE_RESUME\x10\x01\x12\x1b\n\x17ON_SERVER_FAILURE_EXACT\x10\x02\x12\x1a\n\x16ON_SERVER_FAILURE_FAIL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astoker/v1/generation.proto\x12\tstoker.v1\x1a\x18stoker/v1/endpoint.proto\"\xd6\x03\n\nGeneration\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.stoker.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.stoker.v1.ChatH\x00\x12%\n\x08sampling\x18\x05 \x01(\x0b\x32\x13.stoker.v1.Sampling\x12\x36\n\x11structured_output\x18\x06 \x01(\x0b\x32\x1b.stoker.v1.StructuredOutput\x12\x14\n\x0clora_adapter\x18\x07 \x01(\t\x12\x12\n\ncache_salt\x18\x08 \x01(\t\x12#\n\x07session\x18\t \x01(\x0b\x32\x12.stoker.v1.Session\x12\x10\n\x08priority\x18\n \x01(\x05\x12!\n\x06tenant\x18\x0b \x01(\x0b\x32\x11.stoker.v1.Tenant\x12\x35\n\x11on_server_failure\x18\x0c \x01(\x0e\x32\x1a.stoker.v1.OnServerFailure\x12&\n\x06resume\x18\r \x01(\x0b\x32\x16.stoker.v1.ResumeState\x12\x12\n\nrequest_id\x18\x0e \x01(\tB\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xd1\x01\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.stoker.v1.ChatMessage\x12\x1e\n\x05tools\x18\x02 \x03(\x0b\x32\x0f.stoker.v1.Tool\x12!\n\x19\x63hat_template_kwargs_json\x18\x03 \x01(\t\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"\x91\x01\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.stoker.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\'\n\ntool_calls\x18\x04 \x03(\x0b\x32\x13.stoker.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"H\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.stoker.v1.ImageH\x00\x42\x06\n\x04part\")\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"B\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\"\x92\n\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\x03\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x36\n\nlogit_bias\x18\t \x03(\x0b\x32\".stoker.v1.Sampling.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\n \x01(\x03H\x04\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x0b \x01(\x03\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\x05\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\"\n\x1ainclude_stop_str_in_output\x18\x0f \x01(\x08\x12\x0e\n\x01n\x18\x10 \x01(\x03H\x05\x88\x01\x01\x12\x15\n\x08logprobs\x18\x11 \x01(\x03H\x06\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x12 \x01(\x03H\x07\x88\x01\x01\x12\x11\n\tbad_words\x18\x13 \x03(\t\x12\x19\n\x11\x61llowed_token_ids\x18\x14 \x03(\x05\x12 \n\x13skip_special_tokens\x18\x15 \x01(\x08H\x08\x88\x01\x01\x12*\n\x1dspaces_between_special_tokens\x18\x16 \x01(\x08H\t\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x17 \x01(\x03H\n\x88\x01\x01\x12!\n\x19skip_reading_prefix_cache\x18\x18 \x01(\x08\x12\x19\n\x11logprob_token_ids\x18\x19 \x03(\x05\x12\"\n\x15thinking_token_budget\x18\x1a \x01(\x03H\x0b\x88\x01\x01\x12<\n\x14repetition_detection\x18\x1b \x01(\x0b\x32\x1e.stoker.v1.RepetitionDetection\x12\x19\n\x0cwatermarking\x18\x1c \x01(\x08H\x0c\x88\x01\x01\x12\x17\n\ndetokenize\x18\x1d \x01(\x08H\r\x88\x01\x01\x12\x1c\n\x0fstream_interval\x18\x1e \x01(\x03H\x0e\x88\x01\x01\x12!\n\x14prompt_logprob_start\x18\x1f \x01(\x03H\x0f\x88\x01\x01\x12\x35\n\x18prompt_logprob_token_ids\x18  \x03(\x0b\x32\x13.stoker.v1.TokenIds\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\x04\n\x02_nB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x16\n\x14_skip_special_tokensB \n\x1e_spaces_between_special_tokensB\x19\n\x17_truncate_prompt_tokensB\x18\n\x16_thinking_token_budgetB\x0f\n\r_watermarkingB\r\n\x0b_detokenizeB\x12\n\x10_stream_intervalB\x17\n\x15_prompt_logprob_start\"\\\n\x13RepetitionDetection\x12\x18\n\x10max_pattern_size\x18\x01 \x01(\x03\x12\x18\n\x10min_pattern_size\x18\x02 \x01(\x03\x12\x11\n\tmin_count\x18\x03 \x01(\x03\"\xab\x02\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12,\n\x0bjson_object\x18\x02 \x01(\x0b\x32\x15.stoker.v1.JsonObjectH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12#\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x11.stoker.v1.ChoiceH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x12\x18\n\x0estructural_tag\x18\x06 \x01(\tH\x00\x12\x1e\n\x16\x64isable_any_whitespace\x18\x07 \x01(\x08\x12%\n\x1d\x64isable_additional_properties\x18\x08 \x01(\x08\x12\x1a\n\x12whitespace_pattern\x18\t \x01(\tB\x0c\n\nconstraint\"\x0c\n\nJsonObject\"\x18\n\x06\x43hoice\x12\x0e\n\x06values\x18\x01 \x03(\t\";\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.stoker.v1.SessionMode\"r\n\x06Tenant\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x06labels\x18\x02 \x03(\x0b\x32\x1d.stoker.v1.Tenant.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb4\x01\n\x0bResumeState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\x05\x12(\n\x07outputs\x18\x03 \x03(\x0b\x32\x17.stoker.v1.ResumeOutput\x12\x16\n\x0enumerics_class\x18\x04 \x01(\t\x12\x15\n\rservers_tried\x18\x05 \x03(\t\x12#\n\x04mode\x18\x06 \x01(\x0e\x32\x15.stoker.v1.ResumeMode\"V\n\x0cResumeOutput\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x12\n\ntext_bytes\x18\x03 \x01(\x03\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08*Y\n\x0bSessionMode\x12\x1c\n\x18SESSION_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11SESSION_MODE_SOFT\x10\x01\x12\x15\n\x11SESSION_MODE_HARD\x10\x02*\x8b\x01\n\x0fOnServerFailure\x12!\n\x1dON_SERVER_FAILURE_UNSPECIFIED\x10\x00\x12\x1c\n\x18ON_SERVER_FAILURE_RESUME\x10\x01\x12\x1b\n\x17ON_SERVER_FAILURE_EXACT\x10\x02\x12\x1a\n\x16ON_SERVER_FAILURE_FAIL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,46 +36,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_TENANT_LABELSENTRY']._loaded_options = None
   _globals['_TENANT_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONMODE']._serialized_start=3294
-  _globals['_SESSIONMODE']._serialized_end=3383
-  _globals['_ONSERVERFAILURE']._serialized_start=3386
-  _globals['_ONSERVERFAILURE']._serialized_end=3525
-  _globals['_GENERATION']._serialized_start=42
-  _globals['_GENERATION']._serialized_end=512
-  _globals['_TOKENIDS']._serialized_start=514
-  _globals['_TOKENIDS']._serialized_end=537
-  _globals['_CHAT']._serialized_start=540
-  _globals['_CHAT']._serialized_end=749
-  _globals['_CHATMESSAGE']._serialized_start=752
-  _globals['_CHATMESSAGE']._serialized_end=897
-  _globals['_CONTENTPART']._serialized_start=899
-  _globals['_CONTENTPART']._serialized_end=971
-  _globals['_IMAGE']._serialized_start=973
-  _globals['_IMAGE']._serialized_end=1014
-  _globals['_TOOLCALL']._serialized_start=1016
-  _globals['_TOOLCALL']._serialized_end=1076
-  _globals['_TOOL']._serialized_start=1078
-  _globals['_TOOL']._serialized_end=1144
-  _globals['_SAMPLING']._serialized_start=1147
-  _globals['_SAMPLING']._serialized_end=2445
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=2097
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=2145
-  _globals['_REPETITIONDETECTION']._serialized_start=2447
-  _globals['_REPETITIONDETECTION']._serialized_end=2539
-  _globals['_STRUCTUREDOUTPUT']._serialized_start=2542
-  _globals['_STRUCTUREDOUTPUT']._serialized_end=2841
-  _globals['_JSONOBJECT']._serialized_start=2843
-  _globals['_JSONOBJECT']._serialized_end=2855
-  _globals['_CHOICE']._serialized_start=2857
-  _globals['_CHOICE']._serialized_end=2881
-  _globals['_SESSION']._serialized_start=2883
-  _globals['_SESSION']._serialized_end=2942
-  _globals['_TENANT']._serialized_start=2944
-  _globals['_TENANT']._serialized_end=3058
-  _globals['_TENANT_LABELSENTRY']._serialized_start=3013
-  _globals['_TENANT_LABELSENTRY']._serialized_end=3058
-  _globals['_RESUMESTATE']._serialized_start=3061
-  _globals['_RESUMESTATE']._serialized_end=3204
-  _globals['_RESUMEOUTPUT']._serialized_start=3206
-  _globals['_RESUMEOUTPUT']._serialized_end=3292
+  _globals['_SESSIONMODE']._serialized_start=3357
+  _globals['_SESSIONMODE']._serialized_end=3446
+  _globals['_ONSERVERFAILURE']._serialized_start=3449
+  _globals['_ONSERVERFAILURE']._serialized_end=3588
+  _globals['_GENERATION']._serialized_start=68
+  _globals['_GENERATION']._serialized_end=538
+  _globals['_TOKENIDS']._serialized_start=540
+  _globals['_TOKENIDS']._serialized_end=563
+  _globals['_CHAT']._serialized_start=566
+  _globals['_CHAT']._serialized_end=775
+  _globals['_CHATMESSAGE']._serialized_start=778
+  _globals['_CHATMESSAGE']._serialized_end=923
+  _globals['_CONTENTPART']._serialized_start=925
+  _globals['_CONTENTPART']._serialized_end=997
+  _globals['_IMAGE']._serialized_start=999
+  _globals['_IMAGE']._serialized_end=1040
+  _globals['_TOOLCALL']._serialized_start=1042
+  _globals['_TOOLCALL']._serialized_end=1102
+  _globals['_TOOL']._serialized_start=1104
+  _globals['_TOOL']._serialized_end=1170
+  _globals['_SAMPLING']._serialized_start=1173
+  _globals['_SAMPLING']._serialized_end=2471
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=2123
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=2171
+  _globals['_REPETITIONDETECTION']._serialized_start=2473
+  _globals['_REPETITIONDETECTION']._serialized_end=2565
+  _globals['_STRUCTUREDOUTPUT']._serialized_start=2568
+  _globals['_STRUCTUREDOUTPUT']._serialized_end=2867
+  _globals['_JSONOBJECT']._serialized_start=2869
+  _globals['_JSONOBJECT']._serialized_end=2881
+  _globals['_CHOICE']._serialized_start=2883
+  _globals['_CHOICE']._serialized_end=2907
+  _globals['_SESSION']._serialized_start=2909
+  _globals['_SESSION']._serialized_end=2968
+  _globals['_TENANT']._serialized_start=2970
+  _globals['_TENANT']._serialized_end=3084
+  _globals['_TENANT_LABELSENTRY']._serialized_start=3039
+  _globals['_TENANT_LABELSENTRY']._serialized_end=3084
+  _globals['_RESUMESTATE']._serialized_start=3087
+  _globals['_RESUMESTATE']._serialized_end=3267
+  _globals['_RESUMEOUTPUT']._serialized_start=3269
+  _globals['_RESUMEOUTPUT']._serialized_end=3355
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from stoker.v1 import endpoint_pb2 as _endpoint_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -858,10 +859,13 @@ class ResumeState(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     NUMERICS_CLASS_FIELD_NUMBER: _builtins.int
     SERVERS_TRIED_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model with its version, as `Started` named it. Required."""
     numerics_class: _builtins.str
     """The numerics class of the server that began, as `Started` named it. Required for an exact continuation."""
+    mode: _endpoint_pb2.ResumeMode.ValueType
+    """How to go on. Default: the cheapest mode that fits the request and that the server has."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, as `Started` gave them. Required."""
@@ -882,10 +886,11 @@ class ResumeState(_message.Message):
         outputs: _abc.Iterable[Global___ResumeOutput] | None = ...,
         numerics_class: _builtins.str = ...,
         servers_tried: _abc.Iterable[_builtins.str] | None = ...,
+        mode: _endpoint_pb2.ResumeMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "numerics_class", b"numerics_class", "outputs", b"outputs", "prompt_token_ids", b"prompt_token_ids", "servers_tried", b"servers_tried"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "model", b"model", "numerics_class", b"numerics_class", "outputs", b"outputs", "prompt_token_ids", b"prompt_token_ids", "servers_tried", b"servers_tried"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,8 +89,10 @@ CASES = [
     (with_sampling(n=10**6), INVALID, ["generation.sampling.n", "64"]),
     (with_sampling(logprobs=10**6), INVALID, ["generation.sampling.logprobs", "20"]),
     (text(lora_adapter="x"), grpc.StatusCode.UNIMPLEMENTED, ["generation.lora_adapter"]),
-    (text(resume=generation_pb2.ResumeState(model="m")), grpc.StatusCode.UNIMPLEMENTED, ["generation.resume"]),
-    (text(on_server_failure="ON_SERVER_FAILURE_EXACT"), grpc.StatusCode.UNIMPLEMENTED, ["on_server_failure"]),
+    (text(tenant=generation_pb2.Tenant(id="x")), grpc.StatusCode.UNIMPLEMENTED, ["generation.tenant"]),
+    (text(resume=generation_pb2.ResumeState(model="m")), INVALID, ["generation.resume.model"]),
+    (text(resume=generation_pb2.ResumeState(model=MODEL)), INVALID, ["generation.resume.prompt_token_ids"]),
+    (text(on_server_failure=9), INVALID, ["generation.on_server_failure"]),
 ]
 
 

@@ -4,11 +4,12 @@ import pytest
 from prometheus_client import generate_latest
 
 from discovery.endpoint import Load
+from discovery.messages import load_to_proto
 from model_server.engine import EngineInfo, EngineLoad, EngineOutput
 from model_server.liveness import LifeState
 from model_server.meter import Meter
 from model_server.metrics import ServerMetrics
-from model_server.parts import add_delta, duration, load_message
+from model_server.parts import add_delta, duration
 from model_server.record import Identity, Record, SimulatedDevice, Usage, endpoint
 from stoker.v1 import inference_pb2
 from tests.fakes.clock import FakeClock
@@ -62,8 +63,8 @@ def test_a_delta_has_what_the_step_added_and_what_stopped_it() -> None:
 def test_durations_do_not_go_below_zero_and_an_unknown_itl_is_absent() -> None:
     assert duration(-1.0).ToMilliseconds() == 0
     assert duration(1.25).ToMilliseconds() == 1250
-    assert not load_message(Load()).HasField("itl")
-    assert load_message(Load(itl_ms=12.5)).itl.nanos == 12_500_000
+    assert not load_to_proto(Load()).HasField("itl")
+    assert load_to_proto(Load(itl_ms=12.5)).itl.nanos == 12_500_000
 
 
 def test_metrics_read_the_state_at_each_scrape_and_label_only_from_closed_sets() -> None:

@@ -131,18 +131,24 @@ def test_a_burst_spreads_because_each_pick_is_booked() -> None:
     assert {account.own_streams for account in setting.accounts.values()} == {8}
 
 
-def test_a_pick_among_64_stays_cheap() -> None:
-    setting = Setting(*(endpoint(f"a-{i}") for i in range(64)))
-    for member in setting.snapshot.members.values():
-        setting.accounts[member.key] = Account(own_prompt_tokens=hash(member.key) % 1000)
+def pick_us(servers: int) -> float:
+    """What a pick among so many takes: the best of many, since the machine is shared."""
+    setting = Setting(*(endpoint(f"a-{i}") for i in range(servers)))
+    for place, member in enumerate(setting.snapshot.members.values()):
+        setting.accounts[member.key] = Account(own_prompt_tokens=place * 37 % 1000)
 
     def once_us() -> float:
         began = time.perf_counter()
         setting.pick()
         return (time.perf_counter() - began) * 1e6
 
-    # The best of many: the machine is shared.
-    assert min(once_us() for _ in range(500)) < 100
+    return min(once_us() for _ in range(300))
+
+
+def test_a_pick_costs_the_same_in_any_fleet() -> None:
+    # DESIGN.md's budget is 100 us at 64: measured 60. A busy machine doubles that, an unbounded pick does far worse.
+    assert pick_us(64) < 200
+    assert pick_us(512) < 1.6 * pick_us(64)
 
 
 def test_in_a_large_fleet_the_sessions_server_is_always_looked_at() -> None:

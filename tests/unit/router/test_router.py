@@ -4,6 +4,8 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from opentelemetry.context import Context
@@ -11,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView
 from discovery.endpoint import Endpoint
-from router.attempt import Metadata, Part
+from router.attempt import Metadata, OnLink, OnLoad, Part
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
 from router.learned import Learned
-from router.ledger import Key, Ledger
+from router.ledger import Ledger
 from router.metrics import RouterMetrics
 from router.policy import Policy
 from router.router import RetryRules, Router
@@ -24,11 +26,12 @@ from router.scorers import Rates
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
-from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
 from stoker_common.refusal import Code, Refusal, invalid, unavailable
 from tests.fakes.clock import FakeClock
+from tests.fakes.until import until
 from tests.unit.router.builders import MODEL, endpoint, key, view
 
 Message = inference_pb2.GenerateStreamResponse
@@ -37,9 +40,16 @@ A1, A2, A3, A4, B1 = endpoint("a-1"), endpoint("a-2"), endpoint("a-3"), endpoint
 
 
 def started(of: Endpoint, cached: int = 0) -> Message:
-    return Message(
-        started=inference_pb2.Started(server=of.server, zone=of.zone, prompt_tokens=100, cached_tokens=cached)
+    about = inference_pb2.Started(
+        model=MODEL,
+        server=of.server,
+        zone=of.zone,
+        prompt_tokens=100,
+        prompt_token_ids=(7, 8, 9),
+        cached_tokens=cached,
+        numerics_class=of.numerics_class,
     )
+    return Message(started=about)
 
 
 def token(number: int) -> Message:
@@ -54,6 +64,14 @@ def answer(of: Endpoint) -> Script:
     return [started(of), token(1), token(2), finished(2)]
 
 
+def continuation(of: Endpoint, state: generation_pb2.ResumeState) -> Script:
+    """What comes after the tokens 1, 2, … that were received."""
+    first = started(of)
+    first.started.resume_mode = state.mode
+    received = len(state.outputs[0].token_ids) if state.outputs else 0
+    return [first, *(token(number) for number in range(received + 1, 5)), finished(4)]
+
+
 def fault(kind: Fault) -> EndpointError:
     return EndpointError(kind, unavailable(f"a {kind.value} fault"))
 
@@ -64,6 +82,7 @@ class Scripted:
     def __init__(self, **scripts: Script) -> None:
         self.scripts = {name.replace("_", "-"): script for name, script in scripts.items()}
         self.asked: list[str] = []
+        self.requests: list[generation_pb2.Generation] = []
         self.closed: list[str] = []
         self.timeouts: list[float | None] = []
         self.held = asyncio.Event()
@@ -74,10 +93,12 @@ class Scripted:
         self, endpoint: Endpoint, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
     ) -> AsyncGenerator[Part, None]:
         self.asked.append(endpoint.server)
+        self.requests.append(generation)
         self.was_asked.set()
         self.timeouts.append(timeout_s)
         try:
-            for step in self.scripts.get(endpoint.server, answer(endpoint)):
+            good = continuation(endpoint, generation.resume) if generation.HasField("resume") else answer(endpoint)
+            for step in self.scripts.get(endpoint.server, good):
                 await self.held.wait()
                 if isinstance(step, Exception):
                     raise step
@@ -88,7 +109,11 @@ class Scripted:
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         return True
 
-    def keep(self, keys: Iterable[Key]) -> None: ...
+    def keep(self, endpoints: Iterable[Endpoint]) -> None: ...
+
+    def listen(self, on_load: OnLoad, on_link: OnLink) -> None: ...
+
+    async def run(self) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -117,22 +142,24 @@ class Bench:
             retry=RetryRules(),
         )
 
-    def parts(self, deadline_s: float | None = None, model: str = MODEL) -> AsyncGenerator[bytes, None]:
+    def parts(self, deadline_s: float | None = None, model: str = MODEL, **fields: Any) -> AsyncGenerator[bytes, None]:
         asked = generation_pb2.Generation(
-            model=model, text="x" * 400, request_id="r", session=generation_pb2.Session(id="s")
+            model=model, text="x" * 400, request_id="r", session=generation_pb2.Session(id="s"), **fields
         )
         return self.router.generate(asked, deadline_s, Context())
 
-    async def ask(self, deadline_s: float | None = None, model: str = MODEL) -> inference_pb2.GenerateResponse:
+    async def ask(
+        self, deadline_s: float | None = None, model: str = MODEL, **fields: Any
+    ) -> inference_pb2.GenerateResponse:
         fold = Fold()
-        async with aclosing(self.parts(deadline_s, model)) as parts:
+        async with aclosing(self.parts(deadline_s, model, **fields)) as parts:
             async for data in parts:
                 fold.add(Message.FromString(data))
         return fold.response()
 
-    async def refused(self, deadline_s: float | None = None, model: str = MODEL) -> Refusal:
+    async def refused(self, deadline_s: float | None = None, model: str = MODEL, **fields: Any) -> Refusal:
         with pytest.raises(Refusal) as caught:
-            await self.ask(deadline_s, model)
+            await self.ask(deadline_s, model, **fields)
         return caught.value
 
     def requests(self, outcome: str, zone: str = "a", model: str = MODEL) -> float:
@@ -166,12 +193,119 @@ async def test_a_failure_before_the_first_chunk_is_tried_elsewhere(kind: Fault) 
     bench.assert_nothing_in_flight()
 
 
-async def test_a_failure_after_the_first_chunk_is_the_callers_to_know() -> None:
-    transport = Scripted(a_1=[started(A1), token(1), fault(Fault.SERVER)])
-    bench = Bench(transport, A1, B1)
-    refusal = await bench.refused()
+BROKEN: Script = [started(A1), token(1), token(2), fault(Fault.LINK)]
+RESUMING = ("prefill", "replay", "restore")
+
+
+def resuming(of: Endpoint, *modes: str, numerics_class: str = "n-1") -> Endpoint:
+    return replace(of, resume_modes=modes or RESUMING, numerics_class=numerics_class)
+
+
+async def test_a_broken_stream_goes_on_elsewhere_and_the_client_sees_one_stream() -> None:
+    transport = Scripted(a_1=[started(resuming(A1)), token(1), token(2), fault(Fault.LINK)])
+    bench = Bench(transport, resuming(A1), resuming(B1))
+    response = await bench.ask()
+    assert response.outputs[0].text == "t1 t2 t3 t4 "
+    assert list(response.outputs[0].token_ids) == [1, 2, 3, 4]
+    assert response.started.server == "a-1"
+    asked = transport.requests[1]
+    assert asked.WhichOneof("prompt") is None
+    assert list(asked.resume.prompt_token_ids) == [7, 8, 9]
+    assert list(asked.resume.outputs[0].token_ids) == [1, 2]
+    assert asked.resume.outputs[0].text_bytes == len("t1 t2 ")
+    assert list(asked.resume.servers_tried) == ["a-1"]
+    assert [(each.server, each.resume_mode, each.tokens) for each in response.finished.attempts] == [
+        ("a-1", endpoint_pb2.RESUME_MODE_UNSPECIFIED, 2),
+        ("b-1", endpoint_pb2.RESUME_MODE_RESTORE, 2),
+    ]
+    assert response.finished.exactness == inference_pb2.EXACTNESS_BYTES_EXACT
+    bench.assert_nothing_in_flight()
+
+
+@pytest.mark.parametrize(
+    ("modes", "numerics_class", "sampling", "mode", "exactness"),
+    [
+        (RESUMING, "n-2", {}, endpoint_pb2.RESUME_MODE_RESTORE, inference_pb2.EXACTNESS_STATE_EXACT),
+        (RESUMING[:2], "n-1", {}, endpoint_pb2.RESUME_MODE_PREFILL, inference_pb2.EXACTNESS_VALID),
+        (RESUMING[:2], "n-1", {"seed": 1}, endpoint_pb2.RESUME_MODE_REPLAY, inference_pb2.EXACTNESS_BYTES_EXACT),
+        (RESUMING[:2], "n-1", {"stop": ["x"]}, endpoint_pb2.RESUME_MODE_REPLAY, inference_pb2.EXACTNESS_BYTES_EXACT),
+    ],
+)
+async def test_the_cheapest_mode_that_keeps_what_the_request_asks_for(
+    modes: tuple[str, ...], numerics_class: str, sampling: dict[str, Any], mode: int, exactness: int
+) -> None:
+    first, second = resuming(A1), resuming(B1, *modes, numerics_class=numerics_class)
+    transport = Scripted(a_1=[started(first), token(1), token(2), fault(Fault.LINK)])
+    bench = Bench(transport, first, second)
+    response = await bench.ask(sampling=generation_pb2.Sampling(**sampling))
+    assert response.finished.attempts[1].resume_mode == mode
+    assert response.finished.exactness == exactness
+
+
+@pytest.mark.parametrize(
+    ("modes", "numerics_class", "fields"),
+    [
+        (RESUMING[:1], "n-1", {"sampling": generation_pb2.Sampling(seed=1)}),
+        (RESUMING, "n-2", {"on_server_failure": generation_pb2.ON_SERVER_FAILURE_EXACT}),
+        (RESUMING[:1], "n-1", {"on_server_failure": generation_pb2.ON_SERVER_FAILURE_EXACT}),
+    ],
+)
+async def test_what_cannot_go_on_as_asked_fails_typed(
+    modes: tuple[str, ...], numerics_class: str, fields: dict[str, Any]
+) -> None:
+    first, second = resuming(A1), resuming(B1, *modes, numerics_class=numerics_class)
+    transport = Scripted(a_1=[started(first), token(1), fault(Fault.LINK)])
+    # The broken one stays listed, with modes of its own: it was tried, and is no way out.
+    bench = Bench(transport, resuming(A1, *modes, numerics_class=numerics_class), second)
+    refusal = await bench.refused(**fields)
+    assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "NOT_RESUMABLE")
+    assert transport.asked == ["a-1"]
+
+
+async def test_a_caller_may_want_to_know_of_a_failure() -> None:
+    transport = Scripted(a_1=BROKEN)
+    bench = Bench(transport, resuming(A1), resuming(B1))
+    refusal = await bench.refused(on_server_failure=generation_pb2.ON_SERVER_FAILURE_FAIL)
     assert (refusal.code, transport.asked) == (Code.UNAVAILABLE, ["a-1"])
     assert bench.requests("unavailable") == 1
+    bench.assert_nothing_in_flight()
+
+
+async def test_the_second_server_may_die_as_well() -> None:
+    first, second, third = resuming(A1), resuming(A2), resuming(B1)
+    transport = Scripted(
+        a_1=[started(first), token(1), fault(Fault.LINK)], a_2=[started(second), token(2), fault(Fault.SERVER)]
+    )
+    bench = Bench(transport, first, third)
+    # The second is in its own zone, so it comes before the third; the first one is the only one to begin with.
+    bench.fleet.publish(view([first]))
+    asking = asyncio.ensure_future(bench.ask())
+    await transport.was_asked.wait()
+    bench.fleet.publish(view([first, second, third]))
+    response = await asking
+    assert list(response.outputs[0].token_ids) == [1, 2, 3, 4]
+    assert transport.asked == ["a-1", "a-2", "b-1"]
+    bench.assert_nothing_in_flight()
+
+
+async def test_a_stream_that_broke_after_its_last_token_only_needs_its_end() -> None:
+    transport = Scripted(a_1=[started(resuming(A1)), *(token(i) for i in range(1, 5)), fault(Fault.LINK)])
+    bench = Bench(transport, resuming(A1), resuming(B1))
+    response = await bench.ask()
+    assert list(response.outputs[0].token_ids) == [1, 2, 3, 4]
+    assert response.finished.usage.completion_tokens == 4
+
+
+async def test_a_broken_stream_waits_for_a_server_to_come_back() -> None:
+    """The only server restarts: the stream goes on in its next life."""
+    transport = Scripted(a_1=[started(resuming(A1)), token(1), fault(Fault.LINK)])
+    bench = Bench(transport, resuming(A1))
+    asking = asyncio.ensure_future(bench.ask())
+    await until(lambda: transport.closed == ["a-1"])
+    del transport.scripts["a-1"]
+    bench.fleet.publish(view([replace(resuming(A1), epoch="e2")]))
+    response = await asking
+    assert list(response.outputs[0].token_ids) == [1, 2, 3, 4]
     bench.assert_nothing_in_flight()
 
 
@@ -206,7 +340,9 @@ async def test_servers_that_were_never_reached_do_not_use_up_the_attempts() -> N
 
 async def test_a_stream_that_ends_without_its_last_part_is_a_failure() -> None:
     bench = Bench(Scripted(a_1=[started(A1), token(1)]), A1)
-    assert "without finishing" in (await bench.refused()).message
+    refusal = await bench.refused()
+    assert refusal.reason == "NOT_RESUMABLE"
+    assert "without finishing" in refusal.message
 
 
 async def test_a_stream_that_ends_before_anything_came_is_tried_elsewhere() -> None:

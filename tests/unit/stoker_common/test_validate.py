@@ -195,9 +195,6 @@ NOT_YET = [
     (generation(lora_adapter="mine"), "generation.lora_adapter"),
     (generation(session=pb.Session(id="s", mode=pb.SESSION_MODE_HARD)), "generation.session.mode"),
     (generation(tenant=pb.Tenant(id="t")), "generation.tenant"),
-    (generation(on_server_failure=pb.ON_SERVER_FAILURE_RESUME), "generation.on_server_failure"),
-    (generation(on_server_failure=pb.ON_SERVER_FAILURE_EXACT), "generation.on_server_failure"),
-    (generation(resume=pb.ResumeState()), "generation.resume"),
     (chatting(IMAGE), "generation.chat.messages.content.image"),
 ]
 

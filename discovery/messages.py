@@ -1,9 +1,10 @@
-"""Records between the catalog's form and the API's."""
+"""Records as the API's messages, and loads back from them: for routers, servers and links alike."""
 
 from google.protobuf.duration_pb2 import Duration
 
 from discovery.endpoint import Endpoint, Load, ModelState, Residency
 from stoker.v1 import endpoint_pb2
+from stoker_common.resuming import MODES
 
 _RESIDENCY = {
     Residency.HOT: endpoint_pb2.RESIDENCY_HOT,
@@ -78,5 +79,5 @@ def endpoint_to_proto(endpoint: Endpoint) -> endpoint_pb2.Endpoint:
         models=[model_to_proto(model) for model in endpoint.models],
         load=load_to_proto(endpoint.load),
         numerics_class=endpoint.numerics_class,
-        resume_modes=[endpoint_pb2.ResumeMode.Value(mode) for mode in endpoint.resume_modes],
+        resume_modes=[MODES[name] for name in endpoint.resume_modes if name in MODES],
     )

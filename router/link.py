@@ -1,0 +1,199 @@
+"""The router's end of a worker link: one stream to one server, for all of this process's generations there."""
+
+import asyncio
+import itertools
+import logging
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+
+from discovery.backoff import Backoff
+from discovery.endpoint import Endpoint
+from discovery.messages import load_from_proto
+from router.attempt import LinkState, Metadata, OnLink, OnLoad
+from router.errors import EndpointError, Fault, endpoint_error
+from router.link_stream import LinkStream
+from router.silence import Silence
+from stoker.v1 import generation_pb2, worker_link_pb2
+from stoker_common import status
+from stoker_common.clock import Clock
+from stoker_common.refusal import unavailable
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+METHOD = "/stoker.v1.WorkerLinkService/Attach"
+
+Call = grpc.aio.StreamStreamCall[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRules:
+    """Limits of a link. Sources: DESIGN.md sections 4 and 6."""
+
+    # A server sends a heartbeat every 0.5 s at least.
+    silent_s: float = 2.0
+    tick_s: float = 0.25
+    # A slow client's unread answer: some minutes of text.
+    stream_bytes: int = 1 << 20
+    connect_s: float = 2.0
+
+
+class Link:
+    """One server's link. `run` keeps it up; `open` starts a generation while it is up."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        channel: grpc.aio.Channel,
+        hello: worker_link_pb2.Hello,
+        rules: LinkRules,
+        backoff: Backoff,
+        clock: Clock,
+        on_load: OnLoad,
+        on_state: OnLink,
+    ) -> None:
+        self._endpoint = endpoint
+        self._channel = channel
+        self._hello = hello
+        self._rules = rules
+        self._backoff = backoff
+        self._clock = clock
+        self._on_load = on_load
+        self._on_state = on_state
+        self._ids = itertools.count(1)
+        self._streams: dict[int, LinkStream] = {}
+        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._silence = Silence(rules.silent_s, 2 * rules.tick_s, clock())
+        self.state = LinkState.DOWN
+
+    async def run(self) -> None:
+        """Attach, and attach again whenever the link breaks, until cancelled."""
+        try:
+            while True:
+                why = await self._attach_once()
+                self._lost(why)
+                log.warning("link down", extra={"server": self._endpoint.server, "why": why})
+                await asyncio.sleep(self._backoff.delay_s())
+        finally:
+            self._lost("the router let go of it")
+
+    def open(
+        self, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
+    ) -> tuple[int, LinkStream]:
+        """Start a generation; returns its number and its stream. Only while the link is UP."""
+        stream_id = next(self._ids)
+        stream = self._streams[stream_id] = LinkStream(self._rules.stream_bytes)
+        start = worker_link_pb2.StartStream(
+            stream_id=stream_id,
+            generation=generation.SerializeToString(),
+            traceparent=dict(metadata).get("traceparent", ""),
+        )
+        if timeout_s is not None:
+            timeout = Duration()
+            timeout.FromNanoseconds(int(timeout_s * 1e9))
+            start.timeout.CopyFrom(timeout)
+        self._say(worker_link_pb2.AttachRequest(start=start))
+        return stream_id, stream
+
+    def close(self, stream_id: int) -> None:
+        """The attempt is over. If the server has not ended the stream, it is told to."""
+        if self._streams.pop(stream_id, None) is not None and self.state is not LinkState.DOWN:
+            self._say(worker_link_pb2.AttachRequest(cancel=worker_link_pb2.CancelStream(stream_id=stream_id)))
+
+    async def _attach_once(self) -> str:
+        """Why the link is down again."""
+        why = "the server ended it"
+        try:
+            await self._attached()
+        except* grpc.aio.AioRpcError as group:
+            error = group.exceptions[0]
+            why = (error.details() or error.code().name) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        except* (_Silent, TimeoutError):
+            why = f"no sign of life for {self._rules.silent_s:g} s"
+        return why
+
+    async def _attached(self) -> None:
+        call: Call = self._channel.stream_stream(METHOD)()
+        try:
+            await call.write(worker_link_pb2.AttachRequest(hello=self._hello).SerializeToString())
+            async with asyncio.timeout(self._rules.connect_s):
+                first = await call.read()
+            if first is grpc.aio.EOF:
+                return
+            self._outgoing = asyncio.Queue()
+            self._silence.heard()
+            self._backoff.reset()
+            self._become(LinkState.UP)
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [tasks.create_task(self._write(call)), tasks.create_task(self._watch())]
+                await self._read(call)
+                for helper in helpers:
+                    helper.cancel()
+        finally:
+            call.cancel()
+
+    async def _read(self, call: Call) -> None:
+        while isinstance(data := await call.read(), bytes):
+            self._silence.heard()
+            response = worker_link_pb2.AttachResponse.FromString(data)
+            if response.HasField("step"):
+                for output in response.step.outputs:
+                    self._take(output)
+                if response.step.HasField("load"):
+                    self._on_load(self._endpoint, load_from_proto(response.step.load))
+            elif response.HasField("heartbeat"):
+                self._on_load(self._endpoint, load_from_proto(response.heartbeat.load))
+            elif response.HasField("goodbye"):
+                log.info("server leaves", extra={"server": self._endpoint.server, "reason": response.goodbye.reason})
+                self._become(LinkState.LEAVING)
+
+    def _take(self, output: worker_link_pb2.StreamOutput) -> None:
+        """Hand one stream what it got. Runs once a token and stream."""
+        stream = self._streams.get(output.stream_id)
+        if stream is None:
+            return  # cancelled a moment ago
+        if output.chunk and not stream.put(output.chunk):
+            self.close(output.stream_id)
+            return
+        if output.last:
+            del self._streams[output.stream_id]
+            if output.HasField("error"):
+                refusal = status.from_rpc_status(output.error.status)
+                stream.fail(endpoint_error(refusal, self._endpoint, cut=False))
+            else:
+                stream.end()
+
+    async def _write(self, call: Call) -> None:
+        # One writer: two concurrent writes fail with TOO_MANY_OPERATIONS.
+        while True:
+            await call.write(await self._outgoing.get())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._rules.tick_s)
+            if self._silence.tick(self._clock()):
+                raise _Silent
+
+    def _say(self, request: worker_link_pb2.AttachRequest) -> None:
+        self._outgoing.put_nowait(request.SerializeToString())
+
+    def _become(self, state: LinkState) -> None:
+        if state is not self.state:
+            self.state = state
+            self._on_state(self._endpoint, state)
+
+    def _lost(self, why: str) -> None:
+        """Everything that ran over the link has failed."""
+        self._become(LinkState.DOWN)
+        streams, self._streams = self._streams, {}
+        where = f"server {self._endpoint.server} at {self._endpoint.address} in {self._endpoint.zone}"
+        for stream in streams.values():
+            refusal = unavailable(f"{where} was lost: {why}", reason="SERVER_LOST")
+            stream.fail(EndpointError(Fault.LINK, refusal))
+
+
+class _Silent(Exception):
+    """The server has been silent for too long."""

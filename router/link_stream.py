@@ -1,0 +1,66 @@
+"""One generation on a link: a buffer between the link, which must never wait, and a client, which may."""
+
+import asyncio
+
+from router.errors import EndpointError, Fault
+from stoker_common.refusal import exhausted
+
+
+class LinkStream:
+    """Filled by the link's reader, emptied by the attempt. Belongs to one event loop.
+
+    What waits is handed over as one piece: joining serialised parts merges them, so a client that is behind costs fewer
+    messages, not more memory.
+    """
+
+    __slots__ = ("_bytes", "_chunks", "_error", "_last", "_limit_bytes", "_waiter")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._chunks: list[bytes] = []
+        self._bytes = 0
+        self._last = False
+        self._error: EndpointError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, chunk: bytes) -> bool:
+        """A chunk came. False if the client is too far behind: the stream has failed, and its server should know."""
+        self._bytes += len(chunk)
+        if self._bytes > self._limit_bytes:
+            message = f"the client has not read {self._bytes} bytes of its answer; read faster, or ask for less"
+            self.fail(EndpointError(Fault.CALLER, exhausted(message, reason="CLIENT_TOO_SLOW")))
+            return False
+        self._chunks.append(chunk)
+        self._wake()
+        return True
+
+    def end(self) -> None:
+        """The server has sent all."""
+        self._last = True
+        self._wake()
+
+    def fail(self, error: EndpointError) -> None:
+        """The stream broke. What came before is still handed over first."""
+        if not self._last and self._error is None:
+            self._error = error
+            self._wake()
+
+    async def take(self) -> bytes | None:
+        """All that waits, joined; None when the stream has ended. Raises EndpointError when it broke."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._last:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        chunks, self._chunks = self._chunks, []
+        self._bytes = 0
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

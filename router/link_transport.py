@@ -1,0 +1,118 @@
+"""Reaches endpoints over worker links where they are up, and call by call where they are not."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Iterable
+
+from discovery.backoff import Backoff
+from discovery.endpoint import Endpoint
+from router.attempt import LinkState, Metadata, OnLink, OnLoad, Part
+from router.call_transport import CallTransport
+from router.ledger import Key
+from router.link import VERSION, Link, LinkRules
+from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
+from stoker_common.clock import Clock
+
+# A link that broke is tried again soon: a restarted server is up within seconds; and not all routers at once.
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.1, 2.0
+
+
+class LinkTransport:
+    """A `Transport`. Links to the servers of the home zone are always open, those to others from their first use on."""
+
+    def __init__(
+        self,
+        calls: CallTransport,
+        *,
+        router: str,
+        zone: str,
+        clock: Clock,
+        rng: random.Random,
+        rules: LinkRules,
+    ) -> None:
+        self._calls = calls
+        self._hello = worker_link_pb2.Hello(link_version=VERSION, router=router, zone=zone)
+        self._zone = zone
+        self._clock = clock
+        self._rng = rng
+        self._rules = rules
+        self._endpoints: dict[Key, Endpoint] = {}
+        self._used: set[Key] = set()
+        self._links: dict[Key, tuple[Link, asyncio.Task[None]]] = {}
+        self._changed = asyncio.Event()
+        self._on_load: OnLoad = lambda endpoint, load: None
+        self._on_link: OnLink = lambda endpoint, state: None
+
+    def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
+        """See `Transport`."""
+        self._on_load, self._on_link = on_load, on_link
+
+    async def attempt(
+        self, endpoint: Endpoint, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
+    ) -> AsyncGenerator[Part, None]:
+        """See `Transport`."""
+        key = (endpoint.server, endpoint.epoch)
+        self._use(key)
+        link, _ = self._links.get(key, (None, None))
+        if link is None or link.state is not LinkState.UP:
+            async for part in self._calls.attempt(endpoint, generation, timeout_s, metadata):
+                yield part
+            return
+        stream_id, stream = link.open(generation, timeout_s, metadata)
+        try:
+            while (data := await stream.take()) is not None:
+                yield Part(data, inference_pb2.GenerateStreamResponse.FromString(data))
+        finally:
+            link.close(stream_id)
+
+    async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
+        """See `Transport`. A link that is up is the answer: its heartbeats are."""
+        link, _ = self._links.get((endpoint.server, endpoint.epoch), (None, None))
+        if link is not None and link.state is LinkState.UP:
+            return True
+        return await self._calls.answers(endpoint, timeout_s)
+
+    def keep(self, endpoints: Iterable[Endpoint]) -> None:
+        """See `Transport`."""
+        self._endpoints = {(endpoint.server, endpoint.epoch): endpoint for endpoint in endpoints}
+        self._used &= self._endpoints.keys()
+        self._calls.keep(self._endpoints.values())
+        self._changed.set()
+
+    async def run(self) -> None:
+        """See `Transport`: keeps the links that are wanted."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._calls.run())
+            while True:
+                self._changed.clear()
+                wanted = {key for key, endpoint in self._endpoints.items() if self._wants(key, endpoint)}
+                for key in self._links.keys() - wanted:
+                    self._links.pop(key)[1].cancel()
+                for key in wanted - self._links.keys():
+                    link = self._link(key, self._endpoints[key])
+                    self._links[key] = link, tasks.create_task(link.run(), name=f"link {key[0]}")
+                await self._changed.wait()
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        await self._calls.close()
+
+    def _use(self, key: Key) -> None:
+        if key not in self._used:
+            self._used.add(key)
+            self._changed.set()
+
+    def _wants(self, key: Key, endpoint: Endpoint) -> bool:
+        return endpoint.link_version >= 1 and (endpoint.zone == self._zone or key in self._used)
+
+    def _link(self, key: Key, endpoint: Endpoint) -> Link:
+        return Link(
+            endpoint,
+            self._calls.channel(key, endpoint.address),
+            self._hello,
+            self._rules,
+            Backoff(self._rng, _RETRY_FIRST_S, _RETRY_MOST_S),
+            self._clock,
+            lambda of, load: self._on_load(of, load),
+            lambda of, state: self._on_link(of, state),
+        )
