@@ -1,0 +1,35 @@
+"""docs/operations.md names every metric that there is, and none that is not."""
+
+import random
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from discovery.endpoint import Load
+from model_server.liveness import LifeState
+from model_server.metrics import ServerMetrics
+from router.ejection import Breakers, EjectionRules
+from router.fleet import Fleet
+from router.ledger import Ledger
+from router.metrics import FleetCollector, RouterMetrics
+
+PAGE = Path(__file__).resolve().parents[3] / "docs/operations.md"
+
+
+def names(registry: CollectorRegistry) -> set[str]:
+    """As Prometheus sees them: counters with their `_total`."""
+    return {family.name + "_total" * (family.type == "counter") for family in registry.collect()}
+
+
+def test_the_page_names_the_metrics_that_there_are() -> None:
+    router = CollectorRegistry()
+    RouterMetrics(router)
+    ledger = Ledger(lambda: 0.0)
+    breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))
+    router.register(FleetCollector(Fleet(ledger, lambda _: None), ledger, breakers, lambda: 0.0))
+    server = ServerMetrics("m")
+    server.watch(Load, lambda: LifeState.SERVING, lambda: 0)
+
+    named = set(re.findall(r"`(stoker_(?:router|server|engine|accelerator)_[a-z_]+)", PAGE.read_text()))
+    assert named == names(router) | names(server.registry)
