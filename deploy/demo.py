@@ -64,9 +64,8 @@ def run() -> None:
     consul = find_consul(Path.cwd())
     model = os.environ.get("STOKER_MODEL") or str(DEFAULT_MODEL)
     stoker("down", "--run-folder", str(RUN_FOLDER), quiet=True)
-    step(
-        f"A mesh of {ZONES} zones on this machine, each with Consul, a router and a vLLM server with {Path(model).name}"
-    )
+    step(f"Start {ZONES} zones, each with Consul, a router and a vLLM server")
+    console.print(f"The model is {model}", style="dim", markup=False, highlight=False, soft_wrap=True)
     try:
         stoker("up", "--zones", str(ZONES), "--detach", "--run-folder", str(RUN_FOLDER),
                "--port-base", str(free_base(consul)), "--ready-timeout-s", str(UP_LIMIT_S))  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 if find_spec("vllm") is None:  # make EXTRA=sim
-    collect_ignore_glob = ["**/test_vllm_*.py"]
+    collect_ignore_glob = ["**/test_vllm_*.py", "**/test_demo.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
