@@ -6,6 +6,7 @@ AsyncLLM's own methods are steady; stat loggers, the input's form, `propagate_er
 
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,8 +19,11 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import StatLoggerBase
+
+from model_server.engines.vllm_resume_core import PROBE, REPLAY_V1, REPLAY_V2
 
 __all__ = [
     "AsyncLLM",
@@ -36,6 +40,11 @@ try:
     from vllm.exceptions import VLLMClientError
 except ImportError:  # 0.26: what is wrong with a request is a ValueError.
     VLLMClientError = ValueError
+
+try:  # 0.26's V2 runner has no logits processors.
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as _V2Processor
+except ImportError:
+    _V2Processor = None
 
 # What vLLM raises for a request it does not take.
 REFUSALS: tuple[type[Exception], ...] = (VLLMClientError, ValueError)
@@ -63,10 +72,15 @@ def start(arguments: Mapping[str, Any], on_step: OnStep) -> AsyncLLM:
     missing = {key for key, value in arguments.items() if key not in known and value is not None}
     if missing:
         raise ValueError(f"vLLM {version()} has no setting {', '.join(sorted(missing))}: remove it")
-    config = AsyncEngineArgs(**{key: value for key, value in arguments.items() if value is not None})
+    config = AsyncEngineArgs(
+        **{key: value for key, value in arguments.items() if value is not None}
+    ).create_engine_config()
+    # Which kind depends on the runner, which depends on the rest. Given beforehand, they would decide the runner.
+    if (processor := _replay_processor(config)) is not None:
+        config.model_config.logits_processors = [processor]
     # No default stat loggers: they print. With ours alone, stats are made and nothing is printed.
     return AsyncLLM.from_vllm_config(
-        config.create_engine_config(),
+        config,
         stat_loggers=[_stat_logger(on_step)],
         disable_log_stats=True,
         # A request's log line has its prompt.
@@ -93,6 +107,58 @@ def generate(
         trace_headers=trace_headers,
     )
     return stream
+
+
+def on_request_added(llm: AsyncLLM, detokenizer_of: Callable[[str], Any]) -> None:
+    """Have requests go on with detokenizers of ours, by the ids they came with; None leaves vLLM its own."""
+    processor = llm.output_processor
+    add = processor.add_request
+
+    def add_request(request: Any, *arguments: Any, **named: Any) -> None:
+        add(request, *arguments, **named)
+        if (detokenizer := detokenizer_of(request.external_req_id)) is not None:
+            state = processor.request_states[request.request_id]
+            state.detokenizer = detokenizer
+            # With a stream interval, deltas are cut from the detokenizer's ids.
+            state.sent_tokens_offset = detokenizer.num_output_tokens()
+
+    processor.add_request = add_request
+
+
+def detokenizer(llm: AsyncLLM, request_id: str, prompt_token_ids: Sequence[int], sampling: SamplingParams) -> Any:
+    """A detokenizer as vLLM makes it for a request. Completes `sampling` with the model's end-of-text tokens."""
+    sampling.update_from_generation_config(
+        llm.input_processor.generation_config_fields, llm.input_processor.renderer.get_eos_token_id()
+    )
+    request = SimpleNamespace(
+        request_id=request_id,
+        prompt_token_ids=list(prompt_token_ids),
+        prompt_embeds=None,
+        sampling_params=sampling,
+    )
+    tokenizer = llm.output_processor.tokenizer if sampling.detokenize else None
+    return IncrementalDetokenizer.from_new_request(tokenizer, request)
+
+
+async def restores(llm: AsyncLLM) -> bool:
+    """Whether the engine core takes emitted ids as output: whether vllm_resume_core is at work there."""
+    try:
+        return bool(await llm.engine_core.call_utility_async(PROBE))
+    except Exception:  # Whatever vLLM makes of a method that it does not have.
+        return False
+
+
+def replays(llm: AsyncLLM) -> bool:
+    """Whether the engine forces emitted ids."""
+    return _replay_processor(llm.vllm_config) is not None
+
+
+def _replay_processor(config: Any) -> str | None:
+    if config.speculative_config is not None:
+        return None
+    if not getattr(config, "use_v2_model_runner", False):
+        return REPLAY_V1
+    return REPLAY_V2 if _V2Processor is not None else None
 
 
 def fail_streams(llm: AsyncLLM) -> None:

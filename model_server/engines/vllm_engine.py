@@ -5,6 +5,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from model_server.engine import (
     EngineOutput,
     EngineRefused,
     EngineRequest,
+    ResumeMode,
 )
-from model_server.engines import vllm_api
+from model_server.engines import vllm_api, vllm_resume
 from model_server.engines.vllm_output import EngineFailed, engine_output
 from model_server.engines.vllm_prompt import PromptEncoder
 from model_server.engines.vllm_refusal import refusal
 from model_server.engines.vllm_sampling import Abilities, sampling_params
 from model_server.engines.vllm_settings import VllmSettings
 from model_server.engines.vllm_stats import StepStats
-from stoker.v1 import generation_pb2
+from stoker.v1 import generation_pb2, inference_pb2
 
 # How long a process that was killed may take to be gone.
 _REAP_S = 5.0
@@ -44,6 +46,8 @@ class VllmEngine:
         self._prompts: PromptEncoder | None = None
         self._info: EngineInfo | None = None
         self._abilities: Abilities | None = None
+        self._resuming: vllm_resume.Limits | None = None
+        self._openings: vllm_resume.Openings | None = None
         self._stopped = False
 
     async def start(self) -> None:
@@ -64,6 +68,13 @@ class VllmEngine:
         facts = vllm_api.facts(self._llm)
         self._prompts = PromptEncoder(self._llm.get_tokenizer(), facts.max_model_tokens)
         self._abilities = Abilities(vllm_api.sampling_fields(), facts.v2_runner, facts.thinking, facts.vocabulary)
+        modes = [ResumeMode.PREFILL]
+        if vllm_api.replays(self._llm):
+            modes.append(ResumeMode.REPLAY)
+        if await vllm_api.restores(self._llm):
+            modes.append(ResumeMode.RESTORE)
+        self._resuming = vllm_resume.Limits(tuple(modes), facts.vocabulary, facts.max_model_tokens)
+        self._openings = vllm_resume.Openings(self._llm)
         self._info = EngineInfo(
             engine="vllm",
             version=vllm_api.version(),
@@ -77,6 +88,7 @@ class VllmEngine:
             accelerator_count=facts.accelerator_count,
             accelerator_memory_bytes=facts.accelerator_memory_bytes,
             numerics_class=";".join(f"{key}={value}" for key, value in facts.numerics.items()),
+            resume_modes=tuple(modes),
         )
 
     @property
@@ -95,15 +107,59 @@ class VllmEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """One sequence, a step at a time; closing the generator aborts it. Raises EngineRefused, EngineDead."""
+        self._running()
+        if min(request.prompt_token_ids, default=-1) < 0:
+            raise EngineRefused("token_ids", "is empty or has a negative id: give ids in [0, vocabulary)")
+        outputs = self._resume(request) if request.emitted_token_ids else self._generate(request)
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+
+    async def _resume(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+        """Go on with what was emitted elsewhere: first that, then what is new."""
+        llm, limits, openings, abilities = self._running(), self._resuming, self._openings, self._abilities
+        if limits is None or openings is None or abilities is None:
+            raise EngineError("the engine has not started: await start() first")
+        vllm_resume.refuse(request, limits)
+        prompt_tokens, left = len(request.prompt_token_ids), len(request.emitted_token_ids)
+        opening: EngineOutput | None = None
+        asked = vllm_resume.asked(request)
+        if request.resume_mode is not ResumeMode.REPLAY:
+            original = sampling_params(request, abilities)
+            detokenizer = vllm_api.detokenizer(llm, request.request_id, request.prompt_token_ids, original)
+            opening = vllm_resume.opening(request, detokenizer, original, limits)
+            if opening.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
+                yield opening
+                return
+            openings.add(request.request_id, detokenizer)
+        try:
+            async with aclosing(self._generate(asked, vllm_resume.extra_args(request))) as outputs:
+                async for output in outputs:
+                    # vLLM counts the emitted ids as cached too, where it finds them.
+                    told = output._replace(cached_tokens=min(output.cached_tokens, prompt_tokens))
+                    if opening is not None:
+                        yield opening._replace(cached_tokens=told.cached_tokens, queue_ms=told.queue_ms)
+                        opening = None
+                        left = 0
+                    left -= len(told.token_ids)
+                    if left > 0 and told.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
+                        raise vllm_resume.past_the_end(len(request.emitted_token_ids) - left)
+                    yield told
+        finally:
+            openings.forget(request.request_id)
+
+    async def _generate(
+        self, request: EngineRequest, extra_args: dict[str, list[int]] | None = None
+    ) -> AsyncGenerator[EngineOutput, None]:
         llm = self._running()
         if self._abilities is None:
             raise EngineError("the engine has not started: await start() first")
-        if min(request.prompt_token_ids, default=-1) < 0:
-            raise EngineRefused("token_ids", "is empty or has a negative id: give ids in [0, vocabulary)")
+        sampling = sampling_params(request, self._abilities)
+        sampling.extra_args = extra_args
         stream = vllm_api.generate(
             llm,
             request.prompt_token_ids,
-            sampling_params(request, self._abilities),
+            sampling,
             request.request_id,
             cache_salt=request.cache_salt or None,
             priority=request.priority,

@@ -95,6 +95,10 @@ def _arguments(request: EngineRequest, abilities: Abilities) -> dict[str, Any]:
 
 def _check(s: generation_pb2.Sampling, abilities: Abilities) -> None:
     """Refuse what vLLM would take for something else, or answer with a failure of its own."""
+    for token_id in s.stop_token_ids:
+        # vLLM 0.26 takes any, and at min_tokens writes there.
+        if not 0 <= token_id < abilities.vocabulary:
+            raise EngineRefused("sampling.stop_token_ids", f"has {token_id}: must be in [0, {abilities.vocabulary})")
     if s.logprob_token_ids and s.logprobs > 0:
         raise EngineRefused(
             "sampling.logprob_token_ids",

@@ -16,14 +16,20 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from model_server.engine import Engine, EngineOutput, EngineRefused, EngineRequest
+from model_server.engine import Engine, EngineOutput, EngineRefused, EngineRequest, ResumeMode
 from model_server.engines.vllm_settings import VllmSettings, environment
 from stoker.v1 import generation_pb2, inference_pb2
 from tests.contract.engine_contract import Capabilities, EngineContract, Kill
+from tests.contract.resume_contract import ResumeContract
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct"
 PROMPT = "The capital of France is"
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "size": {"enum": ["small", "large"]}},
+    "required": ["city", "size"],
+}
 GREEDY = generation_pb2.Sampling(temperature=0.0)
 
 pytestmark = [
@@ -96,7 +102,16 @@ async def until(condition: Callable[[], bool], within_s: float) -> None:
 def settings() -> Iterator[VllmSettings]:
     if not (MODEL / "model.safetensors").exists():
         pytest.fail(f"no model in {MODEL}: run `make model`")
-    made = VllmSettings(model=str(MODEL))
+    # What a CPU has anyway: on a GPU the tests are the same.
+    made = VllmSettings(
+        model=str(MODEL),
+        max_model_len=2048,
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        block_size=32,
+        kv_cache_memory_bytes=256 << 20,
+        enforce_eager=True,
+    )
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment(made, os.environ).items():
             patch.setenv(key, value)
@@ -137,6 +152,16 @@ def capabilities() -> Capabilities:
         refused=refused,
         ends_by_itself=ends,
         death_timeout_s=10.0,
+        # A prefill rounds otherwise than decoding does.
+        resumes_exactly=frozenset({ResumeMode.REPLAY}),
+        split_characters=generation_pb2.Generation(
+            text=PROMPT,
+            sampling=GREEDY,
+            structured_output=form(choice=generation_pb2.Choice(values=["\u6771\u4eac 🦜"])),
+        ),
+        structured=generation_pb2.Generation(
+            text="A city, as JSON: ", sampling=GREEDY, structured_output=form(json_schema=json.dumps(CITY))
+        ),
     )
 
 
@@ -392,6 +417,10 @@ def test_a_killed_server_takes_its_engine_along(settings: VllmSettings) -> None:
         for pipe in (server.stdin, server.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+class TestVllmEngineResumes(ResumeContract):
+    """What another engine began."""
 
 
 class TestVllmEngine(EngineContract):
