@@ -5,13 +5,13 @@ import ssl
 from collections.abc import Awaitable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import aiohttp
 from consul import ConsulException
 
 from discovery.agent_api import Answer, TtlCheck
 from discovery.codec import ServiceRecord
+from discovery.consul_address import split
 from discovery.consul_http import Consul, Reply
 from discovery.errors import CatalogError
 
@@ -30,7 +30,7 @@ class ConsulClient:
         ca_file: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        host, port, scheme = _split(address)
+        host, port, scheme = split(address)
         tls = ssl.create_default_context(cafile=ca_file) if scheme == "https" else None
         self.address = f"{scheme}://{host}:{port}"
         self._consul = Consul(host, port, scheme, token or environ.get("CONSUL_HTTP_TOKEN"), tls)
@@ -133,14 +133,3 @@ def check_id(service_id: str) -> str:
 def maintenance_check_id(service_id: str) -> str:
     """The check that `consul maint -enable -service=ID` adds."""
     return f"_service_maintenance:{service_id}"
-
-
-def _split(address: str) -> tuple[str, int, str]:
-    parts = urlsplit(address if "//" in address else f"//{address}", scheme="http")
-    try:
-        host, port = parts.hostname, parts.port or 8500
-    except ValueError as error:
-        raise ValueError(f"{address!r} is no address of a Consul agent; write host:port or http://host:port") from error
-    if not host or parts.scheme not in ("http", "https"):
-        raise ValueError(f"{address!r} is no address of a Consul agent; write host:port or http://host:port")
-    return f"[{host}]" if ":" in host else host, port, parts.scheme

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 
+from discovery.consul_address import ConsulAddress
 from model_server.engines.sim_settings import SimSettings
 from model_server.engines.vllm_settings import VllmSettings
 from stoker_common.settings import Settings, SettingsError
@@ -26,7 +27,9 @@ class ServerSettings(Settings):
     engine: Literal["vllm", "sim"] = Field("vllm", description="what generates: vLLM, or the simulator")
     model: str = Field("SmolLM2-135M-Instruct", min_length=1, description="Hugging Face folder or hub id")
     model_name: str = Field("", max_length=256, description="name to serve it under; default: the folder's name")
-    consul_address: str = Field("", description="the zone's Consul agent, host:port or URL; default: no registration")
+    consul_address: ConsulAddress = Field(
+        "", description="the zone's Consul agent, host:port or URL; default: no registration"
+    )
     metrics_host: str = Field("127.0.0.1", description="address for Prometheus to scrape")
     metrics_port: int = Field(-1, ge=-1, le=65535, description="port for Prometheus; 0 takes any free one, -1 none")
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")

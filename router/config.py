@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from discovery.consul_address import ConsulAddress
 from stoker_common.settings import Settings
 
 
@@ -16,7 +17,9 @@ class RouterSettings(Settings):
     listen_port: int = Field(7070, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
     metrics_host: str = Field("127.0.0.1", description="address for Prometheus to scrape")
     metrics_port: int = Field(9070, ge=-1, le=65535, description="port for Prometheus; 0 takes any free one, -1 none")
-    consul_address: str = Field("127.0.0.1:8500", description="the zone's Consul agent: host:port or URL")
+    consul_address: ConsulAddress = Field(
+        "127.0.0.1:8500", min_length=1, description="the zone's Consul agent: host:port or URL"
+    )
     zones: tuple[str, ...] = Field((), description="zones to watch beside its own; default: all that Consul knows")
     leave_zone_ms: float = Field(50.0, ge=0, description="cost of leaving the zone, beside the way itself, in ms")
     near_share: float = Field(0.05, ge=0, le=1, description="candidates within this share of the cheapest are alike")

@@ -287,7 +287,7 @@ async def test_headers_are_kept(broken: BrokenConsul, client: ConsulClient) -> N
     assert (found.index, found.known_leader, found.last_contact_ms) == (100, False, 1234)
 
 
-@pytest.mark.parametrize("address", ["", "http://", "ftp://host:1", "host:port", "host:99999"])
+@pytest.mark.parametrize("address", ["", "http://", "ftp://host:1", "host:port", "host:99999", "host:1/v1"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="no address of a Consul agent"):
         ConsulClient(address)
