@@ -31,6 +31,7 @@ def stoker(folder: Path, *argv: str, code: int = 0) -> subprocess.CompletedProce
     """Run the command in this mesh's folder."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("STOKER_")}
     environ |= {"STOKER_MESH_RUN_FOLDER": str(folder), "CONSUL_BIN": str(find_consul(ROOT))}
+    environ |= {"STOKER_ROUTER_LOG_LEVEL": "debug", "STOKER_MODEL_SERVER_LOG_LEVEL": "debug"}
     ran = subprocess.run(
         [sys.executable, "-m", "stoker_client", *argv],
         env=environ,
@@ -131,6 +132,31 @@ def test_a_killed_server_is_replaced_and_comes_back(mesh: Path) -> None:
     assert stoker(mesh, "generate", "x", "--max-tokens", "2").stdout.strip()
     within(30, lambda: server().phase is Phase.UP and server().identity not in (None, before.identity))
     assert server().restarts == before.restarts + 1
+
+
+def test_the_readmes_first_request_runs(mesh: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    here = program.replace("127.0.0.1:7070", running(mesh).routers()[0])
+    assert here != program
+    ran = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert " from server-zone-a-1 in zone-a\n" in ran.stdout
+    assert len(ran.stdout.splitlines()[-1].split()) == 32
+
+
+def test_no_log_has_a_prompt_or_an_answer(mesh: Path) -> None:
+    """Logs are at their most talkative: see `stoker`."""
+    answer = stoker(mesh, "generate", "swordfish marmalade", "--max-tokens", "8").stdout.split()
+    stoker(mesh, "generate", "swordfish " * 9000, code=1)
+    logs = {path.name: path.read_text() for path in (mesh / "logs").iterdir()}
+    assert '"DEBUG"' in logs["router-zone-a.log"] and '"DEBUG"' in logs["server-zone-a-1.log"]
+    said = [
+        (name, word)
+        for name, log in logs.items()
+        for word in ("swordfish", "marmalade", " ".join(answer))
+        if word in log
+    ]
+    assert not said
 
 
 def test_the_plain_stubs_program_of_the_docs_runs(mesh: Path, tmp_path: Path) -> None:
