@@ -213,8 +213,9 @@ async def test_queries_that_do_not_block_are_paced(broken: BrokenConsul, client:
     broken.answer = at_once
     watcher = ConsulWatcher(client, "zone-a", rng=random.Random(1), zones=(), timing=WatcherTiming(retry_first_s=0.05))
     async with running(watcher.run(lambda _: None)):
+        # A rate has no event to wait for: this is the time over which it is counted.
         await asyncio.sleep(1.0)
-    assert len(broken.asked) < 15
+    assert 2 <= len(broken.asked) < 15
 
 
 async def test_a_hang_shows_after_the_wait_and_holds_up_no_other_zone(

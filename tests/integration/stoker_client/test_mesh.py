@@ -187,11 +187,8 @@ def test_the_plain_stubs_program_of_the_docs_runs(mesh: Path, tmp_path: Path) ->
 
 
 def test_detach_says_why_it_failed_and_leaves_nothing(tmp_path: Path) -> None:
-    os.environ["STOKER_MODEL_SERVER_MAX_WAITING"] = "-5"
-    try:
-        environ = {**os.environ, "STOKER_MESH_RUN_FOLDER": str(tmp_path), "CONSUL_BIN": str(find_consul(ROOT))}
-    finally:
-        del os.environ["STOKER_MODEL_SERVER_MAX_WAITING"]
+    environ = {**os.environ, "STOKER_MESH_RUN_FOLDER": str(tmp_path), "CONSUL_BIN": str(find_consul(ROOT))}
+    environ["STOKER_MODEL_SERVER_MAX_WAITING"] = "-5"
     argv = [sys.executable, "-m", "stoker_client", "up", "--engine", "sim", "--detach", "--port-base", str(free_base())]
     ran = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 1
