@@ -67,8 +67,8 @@ def processes_table(mesh: MeshState) -> Table:
     for process in mesh.processes:
         pid = str(process.identity.pid) if process.identity is not None else "-"
         at = (process.address, process.metrics_address or "-")
-        # The note of what was given up goes on with the end of its log, which is in the supervisor's.
-        why = (escape(process.note.partition("\n")[0]),) if troubled else ()
+        # The note of what was given up goes on with the end of its log, which the supervisor's log has.
+        why = (escape(process.note.partition(";")[0]),) if troubled else ()
         shown.add_row(process.name, styled(process.phase), *at, pid, str(process.restarts), *why)
     return shown
 
