@@ -64,10 +64,17 @@ class Lifecycle:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._drain_s = parts.drain_s
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._serving = asyncio.Event()
         self._over = asyncio.Event()
+
+    def drain(self, grace_s: float | None = None) -> None:
+        """Leave; what runs may go on for `grace_s` (default: the setting's), then its routers move it elsewhere."""
+        if grace_s is not None:
+            self._drain_s = grace_s
+        self._stop.set()
 
     def stop(self) -> None:
         """Drain and leave; a second time, leave at once."""
@@ -140,14 +147,14 @@ class Lifecycle:
     async def _drain(self, watching: asyncio.Task[None]) -> bool:
         """Let what runs finish, and leave. False if the engine failed meanwhile."""
         parts = self._parts
-        log.info("draining", extra={"in_flight": len(parts.in_flight), "limit_s": parts.drain_s})
+        log.info("draining", extra={"in_flight": len(parts.in_flight), "limit_s": self._drain_s})
         parts.liveness.drain("asked to leave")
         parts.in_flight.close(_draining)
         parts.health.set(serving=False)
         parts.registrar.leaving("asked to leave")
-        parts.goodbye("asked to leave", parts.drain_s)
+        parts.goodbye("asked to leave", self._drain_s)
         ends = asyncio.shield(watching), self._at_once.wait()
-        await _first(parts.in_flight.wait_empty(), _expired(parts.drain_s), *ends)
+        await _first(parts.in_flight.wait_empty(), _expired(self._drain_s), *ends)
         if parts.liveness.state.failed:
             return False
         if len(parts.in_flight):

@@ -21,6 +21,7 @@ from model_server.listener import Listener
 from model_server.liveness import LifeState, Liveness, LivenessRules
 from model_server.meter import Meter
 from model_server.metrics import ServerMetrics
+from model_server.operations import OperationsService
 from model_server.prober import Prober
 from model_server.record import Device, Identity, Record, SimulatedDevice, endpoint
 from model_server.service import INFERENCE, MODELS, InferenceService, ModelService
@@ -166,6 +167,7 @@ class ModelServer:
         handlers = (
             InferenceService(generator).handlers(),
             ModelService(self.endpoint).handlers(),
+            OperationsService(self.endpoint, self.in_flight, self._lifecycle.drain).handlers(),
             self.health.handlers(),
             self.links.handlers(),
         )

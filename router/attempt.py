@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Protocol
 
 from discovery.endpoint import Endpoint, Load
+from router.interrupt import Interrupt
 from stoker.v1 import generation_pb2, inference_pb2
 
 Metadata = tuple[tuple[str, str], ...]
@@ -36,12 +37,20 @@ class Transport(Protocol):
     """The way to endpoints. One for all of them."""
 
     def attempt(
-        self, endpoint: Endpoint, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
     ) -> AsyncGenerator[Part, None]:
-        """Generate there. Closing the generator aborts the generation on the endpoint.
+        """Generate there. Closing the generator aborts the generation on the endpoint, and so does `interrupt`.
 
         Raises EndpointError, whose fault says what the failure tells of the endpoint.
         """
+
+    async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
+        """Ask the endpoint to leave; returns what it had in flight. Raises Refusal."""
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """Whether the endpoint answers now and calls itself healthy."""

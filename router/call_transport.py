@@ -8,10 +8,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from discovery.endpoint import Endpoint
+from discovery.messages import seconds
 from router.attempt import Metadata, OnLink, OnLoad, Part
 from router.errors import endpoint_error
+from router.interrupt import Interrupt
 from router.ledger import Key
-from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1 import generation_pb2, inference_pb2, operations_pb2, operations_pb2_grpc
 from stoker_common import status
 from stoker_common.channel import client_options
 
@@ -29,7 +31,12 @@ class CallTransport:
         self._changed = asyncio.Event()
 
     async def attempt(
-        self, endpoint: Endpoint, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
     ) -> AsyncGenerator[Part, None]:
         """See `Transport`."""
         key = (endpoint.server, endpoint.epoch)
@@ -39,9 +46,15 @@ class CallTransport:
         # No serialisers: bytes go out and come in as they are.
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_METHOD)
         call = method(request, timeout=timeout_s, metadata=grpc.aio.Metadata(*metadata))
+        interrupt.bind(lambda error: _cancel(call))
         try:
             async for data in call:
                 yield Part(data, inference_pb2.GenerateStreamResponse.FromString(data))
+        except asyncio.CancelledError:
+            # gRPC raises it here, too, when the call was cancelled: then it is not this task that is.
+            if interrupt.error is None:
+                raise
+            raise interrupt.error from None
         except grpc.aio.AioRpcError as error:
             refusal = status.from_rpc_error(error)
             raise endpoint_error(refusal, endpoint, cut=_cut(channel.get_state())) from error
@@ -49,6 +62,20 @@ class CallTransport:
             call.cancel()  # an abandoned call goes on by itself (grpc/grpc #43462)
             self._calls[key] -= 1
             await self._close_unused(key)
+
+    async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
+        """See `Transport`."""
+        request = operations_pb2.DrainServerRequest(server=endpoint.server)
+        if grace_s is not None:
+            request.grace.CopyFrom(seconds(grace_s))
+        stub = operations_pb2_grpc.OperationsServiceStub(
+            self.channel((endpoint.server, endpoint.epoch), endpoint.address)
+        )
+        try:
+            response = await stub.DrainServer(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from error
+        return response.in_flight
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """See `Transport`. By grpc.health.v1 on the channel that requests use."""
@@ -98,6 +125,10 @@ class CallTransport:
             channel = self._channels.pop(key, None)
             if channel is not None:
                 await channel.close()
+
+
+def _cancel(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> None:
+    call.cancel()
 
 
 def _cut(state: grpc.ChannelConnectivity) -> bool:

@@ -28,6 +28,9 @@ class RouterSettings(Settings):
     ejection_failures: int = Field(5, ge=1, description="failures in a row that eject a server")
     ejection_base_s: float = Field(30.0, gt=0, description="seconds of a first ejection; each in a row adds as many")
     ejection_max_s: float = Field(300.0, gt=0, description="longest ejection in seconds")
+    maintenance_grace_s: float = Field(
+        0.0, ge=0, description="how long streams stay on a server in maintenance before they are moved, in seconds"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")
     reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
     otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")

@@ -30,6 +30,8 @@ class Fault(Enum):
     SERVER = "server"
     # The server is well and cannot take this request now: full, draining, without the model.
     BUSY = "busy"
+    # Nobody failed: an operator empties the server, and the stream goes on elsewhere.
+    MOVED = "moved"
     # The caller's own: a mistake in the request, a deadline, a cancel. No endpoint would do better.
     CALLER = "caller"
 

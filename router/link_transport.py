@@ -3,11 +3,13 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 
 from discovery.backoff import Backoff
 from discovery.endpoint import Endpoint
 from router.attempt import LinkState, Metadata, OnLink, OnLoad, Part
 from router.call_transport import CallTransport
+from router.interrupt import Interrupt
 from router.ledger import Key
 from router.link import VERSION, Link, LinkRules
 from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
@@ -48,22 +50,33 @@ class LinkTransport:
         self._on_load, self._on_link = on_load, on_link
 
     async def attempt(
-        self, endpoint: Endpoint, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
     ) -> AsyncGenerator[Part, None]:
         """See `Transport`."""
         key = (endpoint.server, endpoint.epoch)
         self._use(key)
         link, _ = self._links.get(key, (None, None))
         if link is None or link.state is not LinkState.UP:
-            async for part in self._calls.attempt(endpoint, generation, timeout_s, metadata):
-                yield part
+            async with aclosing(self._calls.attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+                async for part in parts:
+                    yield part
             return
         stream_id, stream = link.open(generation, timeout_s, metadata)
+        interrupt.bind(stream.fail)
         try:
             while (data := await stream.take()) is not None:
                 yield Part(data, inference_pb2.GenerateStreamResponse.FromString(data))
         finally:
             link.close(stream_id)
+
+    async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
+        """See `Transport`."""
+        return await self._calls.drain(endpoint, grace_s, timeout_s)
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """See `Transport`. A link that is up is the answer: its heartbeats are."""

@@ -22,6 +22,7 @@ from router.metrics import RouterMetrics
 from router.policy import Choices, Chosen, Conditions, Policy
 from router.request import Request
 from router.resume import ResumeRules
+from router.running import Attempt, Running
 from router.snapshot import NOBODY, Holder
 from stoker.v1 import generation_pb2
 from stoker_common.clock import Clock
@@ -71,6 +72,7 @@ class Router:
         self._clock = clock
         self._rng = rng
         self._retry = retry
+        self.running = Running()
 
     def describe(self, generation: generation_pb2.Generation) -> Request:
         """The request as the policies see it. Raises Refusal: NOT_FOUND for a model that no server lists."""
@@ -143,6 +145,8 @@ class Router:
         Before the first part, a failed request is sent elsewhere as it is; after it, as what is still to come.
         """
         tried: set[Key] = set()
+        # Full, draining or in maintenance: not to be asked again while there are others, but no way to be ruled out.
+        willing_later: set[Key] = set()
         asked, counted = generation, 0
         failure: EndpointError | None = None
         if generation.HasField("resume"):
@@ -151,10 +155,13 @@ class Router:
             tried = self._avoided(generation.resume.servers_tried)
         while True:
             if flight.transcript.started or generation.HasField("resume"):
-                chosen, asked = await self._choose_resume(request, generation, flight, tried, failure, deadline_s)
+                chosen, asked = await self._choose_resume(
+                    request, generation, flight, tried, willing_later, failure, deadline_s
+                )
             else:
                 chosen = self._choose_anew(request, tried, counted, failure)
-            tried.add(chosen.candidate.holder.member.key)
+            key = chosen.candidate.holder.member.key
+            tried.add(key)
             try:
                 async with aclosing(self._attempt(request, generation, asked, chosen, flight, deadline_s)) as parts:
                     async for data in parts:
@@ -164,7 +171,11 @@ class Router:
                 if not error.fault.retryable:
                     raise error.refusal from error
                 failure = error
-                counted += error.fault is not Fault.LINK
+                if error.fault is Fault.BUSY:
+                    willing_later.add(key)
+                elif error.fault is Fault.MOVED:
+                    tried.discard(key)
+                counted += error.fault not in (Fault.LINK, Fault.MOVED)
                 self._metrics.failovers.labels(
                     error.fault.value, "resume" if flight.transcript.started else "retry"
                 ).inc()
@@ -184,6 +195,7 @@ class Router:
         generation: generation_pb2.Generation,
         flight: Flight,
         tried: set[Key],
+        willing_later: set[Key],
         failure: EndpointError | None,
         deadline_s: float | None,
     ) -> tuple[Chosen, generation_pb2.Generation]:
@@ -212,10 +224,19 @@ class Router:
                 raise resume.impossible(f"no server has a mode of resuming that keeps what it asked for; {failure}")
             if self._clock() >= give_up_s:
                 raise self._nothing_left(request, failure)
-            if failure is None:
-                tried.clear()  # rather one that the client would avoid than none
+            # Rather one that was busy, or that the client would avoid, than none.
+            tried -= willing_later if failure is not None else set(tried)
             # A server that restarts, a link that comes back: either shows as a change, a breaker's end does not.
             await self._fleet.changed(within_s=0.2)
+
+    def movable(self, key: Key, attempt: Attempt) -> bool:
+        """Whether what runs on `key` could go on elsewhere now."""
+        holders = self._fleet.snapshot.holders.get(attempt.generation.model, NOBODY).by_key
+        others = {other: holder for other, holder in holders.items() if other != key}
+        if not attempt.transcript.started:
+            return bool(others)
+        wanted = resume.wanted(attempt.generation)
+        return wanted and bool(self._resume_modes(others, attempt.generation, attempt.transcript))
 
     def _avoided(self, servers: Collection[str]) -> set[Key]:
         """The members that a client asks to avoid."""
@@ -247,13 +268,17 @@ class Router:
         timeout_s = None if deadline_s is None else deadline_s - self._clock()
         if timeout_s is not None and timeout_s <= 0:
             raise EndpointError(Fault.CALLER, deadline_exceeded("the deadline passed before a server could answer"))
-        endpoint = chosen.candidate.holder.member.endpoint
+        holder = chosen.candidate.holder
+        endpoint = holder.member.endpoint
         resumed = flight.transcript.started
         self._metrics.picks.labels(endpoint.zone, chosen.reason).inc()
         about = {"stoker.server": endpoint.server, "stoker.zone": endpoint.zone, "stoker.pick": chosen.reason}
         with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about):
-            with Dispatch(request, chosen, generation, flight, self._learned) as dispatch:
-                async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, inject())) as parts:
+            with (
+                Dispatch(request, chosen, generation, flight, self._learned) as dispatch,
+                self.running.attempt(holder.member.key, generation, flight.transcript) as interrupt,
+            ):
+                async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, inject(), interrupt)) as parts:
                     async for part in parts:
                         data = part.data
                         if dispatch.received(part.message):

@@ -19,7 +19,9 @@ from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import Key, Ledger
+from router.maintenance import Maintenance
 from router.metrics import FleetCollector, RouterMetrics
+from router.operations import OperationsService
 from router.policy import Policy
 from router.report import Identity, Report
 from router.router import RetryRules, Router
@@ -36,7 +38,12 @@ from stoker_common.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-SERVICES = ("stoker.v1.InferenceService", "stoker.v1.ModelService", "stoker.v1.RouterService")
+SERVICES = (
+    "stoker.v1.InferenceService",
+    "stoker.v1.ModelService",
+    "stoker.v1.RouterService",
+    "stoker.v1.OperationsService",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,9 @@ class RouterServer:
         self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
         self.report = Report(identity, self.router, self.fleet, self.learned)
         self._data_path = DataPath(self.fleet, world.transport, self._forget, rng=world.rng)
+        self._maintenance = Maintenance(
+            self.fleet, self.router.running, self.router.movable, world.clock, settings.maintenance_grace_s
+        )
         self.transport.listen(self._load_reported, self._link_changed)
         self._health = Health(SERVICES)
         self.port = 0
@@ -100,6 +110,7 @@ class RouterServer:
                     tasks.create_task(self._world.watcher.run(self._publish), name="catalog"),
                     tasks.create_task(self._data_path.run(), name="data path"),
                     tasks.create_task(self.transport.run(), name="transport"),
+                    tasks.create_task(self._maintenance.run(), name="maintenance"),
                 ]
                 if started is not None:
                     started.set()
@@ -121,6 +132,7 @@ class RouterServer:
             InferenceService(self.router, self._world.clock),
             ModelService(self.report),
             RouterService(self.report, self._world.clock),
+            OperationsService(self.fleet, self.transport),
         ):
             server.add_generic_rpc_handlers((service.handler(),))
         server.add_generic_rpc_handlers((self._health.handlers(),))

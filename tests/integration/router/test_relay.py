@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from discovery.memory import MemoryCatalog
+from router.interrupt import Interrupt
 from stoker.v1 import model_pb2, model_pb2_grpc, router_pb2, router_pb2_grpc
 from tests.fakes.fleet import MODEL
 from tests.fakes.inference import channel_to, generation, stream, token_ids, unary
@@ -164,7 +165,7 @@ async def test_200_streams_over_8_servers_leave_nothing_behind() -> None:
         for router in up.routers.values():
             for member in router.fleet.snapshot.members.values():
                 async with aclosing(
-                    router.transport.attempt(member.endpoint, generation(max_tokens=1), 5.0, ())
+                    router.transport.attempt(member.endpoint, generation(max_tokens=1), 5.0, (), Interrupt())
                 ) as parts:
                     assert [part async for part in parts]
         await until(lambda: all(each.server.attached_routers == len(up.routers) for each in up.servers))

@@ -1,17 +1,18 @@
 """Streams whose server goes away, over real gRPC: a client cannot tell from its stream."""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from discovery.memory import MemoryCatalog
 from model_server.engines.sim_settings import SimSettings
-from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, operations_pb2, operations_pb2_grpc
 from stoker_common.fold import Fold
-from tests.fakes.fleet import QUICK, FleetServer, running_server
+from tests.fakes.fleet import MODEL, QUICK, FleetServer, running_server
 from tests.fakes.inference import channel_to, error_details, generation, stream
 from tests.fakes.mesh import Mesh, mesh
 from tests.fakes.until import until
@@ -148,3 +149,80 @@ async def test_plain_stubs_can_go_on_themselves() -> None:
         assert so_far.outputs[0].text + rest.outputs[0].text == expected.outputs[0].text
         assert rest.finished.usage.completion_tokens == 50
         assert rest.started.resume_mode == endpoint_pb2.RESUME_MODE_RESTORE
+
+
+async def call_drain(up: Mesh, server: str, grace_s: float) -> operations_pb2.DrainServerResponse:
+    """What `stoker drain` does."""
+    request = operations_pb2.DrainServerRequest(server=server)
+    request.grace.FromNanoseconds(int(grace_s * 1e9))
+    async with channel_to(up.address) as channel:
+        response: operations_pb2.DrainServerResponse = await operations_pb2_grpc.OperationsServiceStub(
+            channel
+        ).DrainServer(request, timeout=5)
+        return response
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 0.3])
+async def test_a_drained_servers_streams_move_and_it_leaves(grace_s: float) -> None:
+    asked = kinds()
+    expected = await unfaulted(asked)
+    async with mesh(2, sim=SLOW) as up, channel_to(up.address) as channel:
+        answers = asyncio.gather(*(fold(stream(channel, each)) for each in asked))
+        await until(lambda: serving(up) >= {"zone-a-0", "zone-a-1"})
+        drained = await call_drain(up, "zone-a-0", grace_s)
+        assert (drained.server, drained.zone) == ("zone-a-0", "zone-a")
+        assert drained.in_flight > 0
+        for answer, wanted in zip(await answers, expected, strict=True):
+            assert_same(answer, wanted)
+        members = up.routers["zone-a"].fleet
+        await until(lambda: "zone-a-0" not in {server for server, _ in members.snapshot.members})
+
+
+async def test_draining_an_unknown_server_says_which_there_are() -> None:
+    async with mesh(1, zones=("zone-a",)) as up:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call_drain(up, "nobody", 0.0)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert "zone-a-0" in (caught.value.details() or "")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "calls"])
+async def test_maintenance_moves_streams_and_leaves_those_that_must_not_move(links: bool) -> None:
+    asked = kinds()
+    asked[0].on_server_failure = generation_pb2.ON_SERVER_FAILURE_FAIL
+    expected = await unfaulted(asked)
+    catalog = MemoryCatalog(("zone-a",))
+    async with mesh(2, catalog=catalog, sim=SLOW, links=links) as up, channel_to(up.address) as channel:
+        answers = asyncio.gather(*(fold(stream(channel, each)) for each in asked))
+        await until(lambda: serving(up) >= {"zone-a-0", "zone-a-1"})
+        await until(lambda: all(each.engine.load().steps > 10 for each in up.servers))
+        for server in ("zone-a-0", "zone-a-1"):
+            catalog.maintain("zone-a", server, on=True)
+            await until(lambda server=server: len(up.server(server).server.in_flight) <= 1)  # type: ignore[misc]
+            catalog.maintain("zone-a", server, on=False)
+            await until(lambda: len(up.routers["zone-a"].fleet.snapshot.holders[MODEL].by_key) == 2)
+        found = await answers
+        for answer, wanted in zip(found, expected, strict=True):
+            assert_same(answer, wanted)
+        assert len(found[0].finished.attempts) == 1
+        await until(up.idle)
+
+
+async def test_a_rolling_restart_under_load_loses_nothing() -> None:
+    asked = [generation(f"rolling {i}", max_tokens=120) for i in range(24)]
+    expected = await unfaulted(asked)
+    async with mesh(2, zones=("zone-a",), sim=SLOW) as up, AsyncExitStack() as lives:
+        channel = await lives.enter_async_context(channel_to(up.address))
+        answers = asyncio.gather(*(fold(stream(channel, each)) for each in asked))
+        await until(lambda: serving(up) >= {"zone-a-0", "zone-a-1"})
+        for place in (0, 1):
+            old = up.servers[place]
+            await call_drain(up, old.server.settings.server_id, 0.0)
+            await until(lambda old=old: old.server.stopping)  # type: ignore[misc]
+            registrar = up.catalog.registrar("zone-a", QUICK)
+            new = await lives.enter_async_context(running_server(old.server.settings, SLOW, registrar=registrar))
+            key = (new.server.settings.server_id, new.server.epoch)
+            await until(lambda key=key: key in up.routers["zone-a"].fleet.snapshot.holders[MODEL].by_key)  # type: ignore[misc]
+        for answer, wanted in zip(await answers, expected, strict=True):
+            assert_same(answer, wanted)
+        assert up.routers["zone-a"].learned.ledger.in_flight == 0

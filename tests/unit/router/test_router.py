@@ -17,6 +17,7 @@ from router.attempt import Metadata, OnLink, OnLoad, Part
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
+from router.interrupt import Interrupt
 from router.learned import Learned
 from router.ledger import Ledger
 from router.metrics import RouterMetrics
@@ -90,7 +91,12 @@ class Scripted:
         self.was_asked = asyncio.Event()
 
     async def attempt(
-        self, endpoint: Endpoint, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
     ) -> AsyncGenerator[Part, None]:
         self.asked.append(endpoint.server)
         self.requests.append(generation)
@@ -108,6 +114,9 @@ class Scripted:
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         return True
+
+    async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
+        return 0
 
     def keep(self, endpoints: Iterable[Endpoint]) -> None: ...
 
