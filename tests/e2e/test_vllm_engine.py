@@ -3,9 +3,6 @@
 import asyncio
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
@@ -388,35 +385,6 @@ async def test_prompts_it_does_not_take_are_refused(run: Runner) -> None:
         assert refused is not None, f"{len(prompt)} tokens were taken"
         assert refused.field in ("token_ids", "prompt"), str(refused)
     await run.engine.check()
-
-
-def test_a_killed_server_takes_its_engine_along(settings: VllmSettings) -> None:
-    """SIGKILL leaves the server no chance to tidy up; its engine's processes end within 2 s all the same."""
-    program = Path(__file__).with_name("vllm_server_process.py")
-    server = subprocess.Popen(
-        [sys.executable, str(program), settings.model],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        assert line, "the server ended before its engine was up"
-        engine = [psutil.Process(int(pid)) for pid in line.split()]
-        assert any("resource_tracker" not in " ".join(p.cmdline()) for p in engine)
-        server.send_signal(signal.SIGKILL)
-        _, left = psutil.wait_procs(engine, timeout=2.0)
-        # Whoever inherits an orphan may take his time to reap it: a zombie holds neither memory nor a GPU.
-        assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
-    finally:
-        server.kill()
-        server.wait()
-        for pipe in (server.stdin, server.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 class TestVllmEngineResumes(ResumeContract):
