@@ -10,7 +10,7 @@ CODE := $(wildcard discovery router model_server stoker_common stoker_client tes
 # Without byte code, importing vLLM takes 15 s each time instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo up down test test-unit test-fast check format proto proto-check proto-breaking proto-release docs lock clean clean-all
+.PHONY: help setup demo up down test test-unit test-fast chaos chaos-long check format proto proto-check proto-breaking proto-release docs lock clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,13 @@ test-unit: setup ## Unit tests only: no network, no processes
 	@$(VENV)/pytest tests/unit $(ARGS)
 
 test-fast: setup ## All but those with a real engine and the slow ones
-	@$(VENV)/pytest -m 'not e2e and not slow' $(ARGS)
+	@$(VENV)/pytest -m 'not e2e and not slow and not chaos' $(ARGS)
+
+chaos: setup ## A short set of faults on real processes in two zones: a few minutes
+	@$(VENV)/pytest tests/chaos -m chaos $(ARGS)
+
+chaos-long: setup ## Every fault, again and again; goes on where it was stopped; ARGS="--minutes 30"; writes docs/reliability.md
+	@$(VENV)/python -m tests.chaos $(ARGS)
 
 check: setup ## The gate before a merge: lint, format, types, imports, generated code, wire format
 	$(VENV)/ruff check

@@ -1,4 +1,4 @@
-"""Every test is marked with the folder it lies in: unit, contract, integration or e2e."""
+"""Every test is marked with the folder it lies in: unit, contract, integration, e2e or chaos."""
 
 from importlib.util import find_spec
 from pathlib import Path
