@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ends_s = time.monotonic() + options.minutes * 60
     _run(todo, options, file, ends_s, namespaces=not why)
     results = list(_read(file))
-    options.page.write_text(page(results, _about(options)))
+    options.page.write_text(page(results, _about(options, results)))
     print(f"chaos: {sum(each.ok for each in results if not each.control)} of "  # noqa: T201
           f"{sum(not each.control for each in results)} trials passed; {options.page}")  # fmt: skip
     return 0 if all(each.ok for each in results if not each.control) else 1
@@ -80,7 +80,8 @@ def _run(
                 folder = options.folder / f"mesh-{int(time.time())}"
                 mesh = held.enter_context(running(MeshPlan(), folder, namespaces=namespaces))
             name = f"{'control-' if control else ''}{seed}"
-            result = run(mesh, fault, seed, options.streams, options.folder / "trials" / name, control=control)
+            found = run(mesh, fault, seed, options.streams, options.folder / "trials" / name, control=control)
+            result = replace(found, commit=_commit())
             with file.open("a") as results:
                 results.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             _tell(result, fault)
@@ -107,7 +108,8 @@ def _read(file: Path) -> Iterator[Result]:
             yield Result(**{**fields, "wrong": tuple(fields["wrong"])})
 
 
-def _about(options: argparse.Namespace) -> list[str]:
+def _about(options: argparse.Namespace, results: Sequence[Result]) -> list[str]:
+    commits = ", ".join(sorted({each.commit for each in results if each.commit}))
     plan = MeshPlan()
     place = "two network namespaces" if not why_no_namespaces() else f"loopback ({why_no_namespaces()})"
     return [
@@ -115,7 +117,7 @@ def _about(options: argparse.Namespace) -> list[str]:
         f"{plan.consul_servers[0]} and {plan.consul_servers[1]}; {place}.",
         f"- Servers notice a stuck engine after {plan.stuck_after_s:g} s and drain for {plan.drain_s:g} s.",
         f"- {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}; "
-        f"{datetime.now(UTC):%Y-%m-%d}; commit {_commit()}.",
+        f"{datetime.now(UTC):%Y-%m-%d}; commits: {commits}.",
         f"- `make chaos-long`, that is `python -m tests.chaos --trials {options.trials} --streams {options.streams}`; "
         "seeds are FAULT-TRIAL-STREAMS.",
     ]

@@ -1,7 +1,8 @@
 """A client process with many streams, on plain stubs; it writes the history.
 
 When its router is gone it goes on through the next one with the request's resume field, as docs/plain-stubs.md says.
-With `--control` it is what gRPC alone offers instead: round robin straight to the servers, with gRPC's own retries.
+With `--sdk` the SDK does so. With `--control` it is what gRPC alone offers instead: round robin straight to the
+servers, with gRPC's own retries.
 """
 
 import argparse
@@ -16,10 +17,13 @@ import grpc
 import grpc.aio
 
 from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
+from stoker_client import Client as Sdk
+from stoker_client.errors import StokerError
+from stoker_client.options import Options as Sampling
 from stoker_common.channel import Options, client_options
 from stoker_common.status import from_rpc_error
 from tests.chaos.history import Broke, Ended, Got, note
-from tests.chaos.script import Ask, Load, script
+from tests.chaos.script import MODEL, Ask, Load, script
 
 # Past the longest stream and the longest fault; a stream that takes longer has failed.
 DEADLINE_S = 60.0
@@ -50,11 +54,12 @@ def control_options() -> Options:
 
 
 class Client:
-    """All streams of one process."""
+    """All streams of one process. With `sdk` it asks that, else the channels by plain stubs."""
 
-    def __init__(self, channels: Sequence[tuple[str, grpc.aio.Channel]], file: TextIO) -> None:
+    def __init__(self, channels: Sequence[tuple[str, grpc.aio.Channel]], file: TextIO, sdk: Sdk | None = None) -> None:
         self._channels = channels
         self._file = file
+        self._sdk = sdk
 
     async def run(self, asks: Sequence[Ask]) -> None:
         """Ask everything, each at its time; returns when all have ended."""
@@ -64,6 +69,9 @@ class Client:
 
     async def _stream(self, ask: Ask) -> None:
         await asyncio.sleep(ask.start_s)
+        if self._sdk is not None:
+            await self._by_sdk(self._sdk, ask)
+            return
         received = Received()
         ends_s = time.monotonic() + DEADLINE_S
         turn = 0
@@ -91,6 +99,18 @@ class Client:
             turn += 1
             # Both gone at once is a moment; asking again without a pause would be a flood.
             await asyncio.sleep(_AGAIN_AFTER_S if turn > 1 else 0)
+
+    async def _by_sdk(self, sdk: Sdk, ask: Ask) -> None:
+        received = Received()
+        sampling: Sampling = {"max_tokens": ask.max_tokens}
+        if ask.seed is not None:
+            sampling |= {"seed": ask.seed, "temperature": 0.8}
+        try:
+            async with sdk.stream(ask.prompt, model=MODEL, **sampling) as chunks:
+                async for chunk in chunks:
+                    self._note(ask, received, chunk.response)
+        except StokerError as error:
+            note(self._file, Broke(ask.name, time.monotonic(), "sdk", error.code.name, error.reason, str(error), False))
 
     def _note(self, ask: Ask, received: "Received", part: inference_pb2.GenerateStreamResponse) -> None:
         now_s = time.monotonic()
@@ -142,14 +162,17 @@ async def main(options: argparse.Namespace) -> None:
     asks = script(options.seed, options.name, Load(options.streams, options.shortest, options.longest, options.spread))
     addresses = options.addresses.split(",")
     made: list[tuple[str, grpc.aio.Channel]] = []
+    sdk = Sdk(addresses, timeout_s=DEADLINE_S) if options.sdk else None
     if options.control:
         made.append(("all", grpc.aio.insecure_channel("ipv4:" + ",".join(addresses), options=control_options())))
     else:
         made += [(each, grpc.aio.insecure_channel(each, options=client_options())) for each in addresses]
     try:
         with options.out.open("w", buffering=1) as file:
-            await Client(made, file).run(asks)
+            await Client(made, file, sdk).run(asks)
     finally:
+        if sdk is not None:
+            await sdk.close()
         for _, channel in made:
             await channel.close()
 
@@ -166,6 +189,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spread", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--control", action="store_true")
+    parser.add_argument("--sdk", action="store_true")
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ class Fault:
 
     `reroutes`: clients may lose their router by it and go on through the other one. `skewed`: all streams come in
     through one zone, so that half of them cross to the other. `servers`: it also means something to plain gRPC without
-    routers. `gap_s` is the budget for the longest silence.
+    routers. `sdk`: clients use it instead of plain stubs. `gap_s` is the budget for the longest silence.
     """
 
     number: str
@@ -35,6 +35,7 @@ class Fault:
     reroutes: bool = False
     skewed: bool = False
     servers: bool = False
+    sdk: bool = False
 
 
 def _victim(mesh: ChaosMesh, rng: random.Random) -> Process:
@@ -61,6 +62,10 @@ def _engine(**faults: bool | float) -> Callable[[ChaosMesh, random.Random], str]
         return f"{victim.name}: {faults}"
 
     return inject
+
+
+def _failing(mesh: ChaosMesh, rng: random.Random) -> str:
+    return _engine(error_rate=rng.choice((0.3, 1.0)))(mesh, rng)
 
 
 def _drain(mesh: ChaosMesh, rng: random.Random) -> str:
@@ -194,6 +199,7 @@ FAULTS = (
     Fault("2", "server frozen", _freeze, CUT_S, servers=True),
     Fault("3", "engine dead", _engine(dead=True), KILLED_S, servers=True),
     Fault("4", "engine stalls, health says OK", _engine(stall=True), CUT_S, servers=True),
+    Fault("6", "a server fails 30 % or all of its new requests", _failing, UNNOTICED_S, servers=True),
     Fault("7", "server drained", _drain, KILLED_S, servers=True),
     Fault("10", "all packets to a server dropped", _drop, CUT_S, namespaces=True, servers=True),
     Fault("11", "one-way partition", _one_way, CUT_S, namespaces=True, reroutes=True, skewed=True, servers=True),
@@ -211,6 +217,7 @@ FAULTS = (
     Fault("20", "Consul answers []", _lie("empty"), UNNOTICED_S),
     Fault("21", "Consul's index starts over", _lie("reset"), UNNOTICED_S),
     Fault("24", "router killed", _router, KILLED_S, reroutes=True),
+    Fault("24-sdk", "router killed, clients with the SDK", _router, KILLED_S, reroutes=True, sdk=True),
     Fault("25", "second server dies during the resume", _second, KILLED_S, servers=True),
     Fault("27", "server restarted on its port", _restart, KILLED_S, servers=True),
     Fault("32", "client vanishes", _clients, UNNOTICED_S),

@@ -39,6 +39,7 @@ class Result:
     touched_gap_s: float
     wrong: tuple[str, ...]
     broken: str
+    commit: str = ""
 
     @property
     def ok(self) -> bool:
@@ -54,17 +55,20 @@ def run(mesh: ChaosMesh, fault: Fault, seed: str, streams: int, folder: Path, *,
     shares = (streams, 0) if fault.skewed else (streams - streams // 2, streams // 2)
     for zone, share in zip(ZONES, shares, strict=True):
         if share:
-            clients.append(_client(mesh, f"client-{zone}", zone, seed, share, folder, control))
+            how = "--control" if control else "--sdk" if fault.sdk else ""
+            clients.append(_client(mesh, f"client-{zone}", zone, seed, share, folder, how))
     with _vanishing(mesh, fault, seed, folder):
         for process, _ in clients:
             process.start()
+        # A busy machine takes seconds to start a process; the script's time begins with the history.
+        mesh.until(lambda: all(_history(folder, process).exists() for process, _ in clients), "the clients ask")
         # A moment within the run, not a condition.
         time.sleep(rng.uniform(EARLIEST_S, LATEST_S))
         did = fault.inject(mesh, rng)
         stuck = _wait(clients)
     verdicts: list[Verdict] = []
     for process, asks in clients:
-        verdicts += judge(read([folder / f"{process.name}.jsonl"]), asyncio.run(unfaulted(asks)))
+        verdicts += judge(read([_history(folder, process)]), asyncio.run(unfaulted(asks)))
     mesh.heal()
     broken = stuck or _settled(mesh)
     return _result(fault, seed, control, did, verdicts, broken)
@@ -92,20 +96,26 @@ def _result(fault: Fault, seed: str, control: bool, did: str, verdicts: list[Ver
 
 
 def _client(
-    mesh: ChaosMesh, name: str, zone: str, seed: str, streams: int, folder: Path, control: bool
+    mesh: ChaosMesh, name: str, zone: str, seed: str, streams: int, folder: Path, how: str
 ) -> tuple[Process, tuple[Ask, ...]]:
-    """A client of the zone, not started, and what it asks."""
+    """A client of the zone, not started, and what it asks. `how`: the client's flag, empty for plain stubs."""
     load = Load(streams)
-    if control:
+    out = folder / f"{name}.jsonl"
+    if how == "--control":
         addresses = [server.address for server in mesh.of("server")]
     else:
         addresses = [mesh.router(each).address for each in sorted(ZONES, key=lambda each: each != zone)]
     argv = [sys.executable, "-m", "tests.chaos.client", "--name", name, "--seed", seed]
     argv += ["--addresses", ",".join(addresses), "--streams", str(load.streams), "--spread", str(load.spread_s)]
     argv += ["--shortest", str(load.shortest_tokens), "--longest", str(load.longest_tokens)]
-    argv += ["--out", str(folder / f"{name}.jsonl"), *(["--control"] if control else [])]
+    argv += ["--out", str(out), *filter(None, [how])]
+    out.unlink(missing_ok=True)
     process = Process(name, "client", zone, mesh.places[zone], argv, folder / f"{name}.log")
     return process, script(seed, name, load)
+
+
+def _history(folder: Path, client: Process) -> Path:
+    return folder / f"{client.name}.jsonl"
 
 
 @contextmanager
@@ -114,7 +124,7 @@ def _vanishing(mesh: ChaosMesh, fault: Fault, seed: str, folder: Path) -> Iterat
     if fault.number != "32":
         yield
         return
-    process, _ = _client(mesh, "vanishing", ZONES[0], seed, 40, folder, False)
+    process, _ = _client(mesh, "vanishing", ZONES[0], seed, 40, folder, "")
     mesh.processes["vanishing"] = process
     process.start()
     try:
