@@ -17,6 +17,7 @@ from model_server.fanout import relay
 from model_server.meter import Meter, SequenceMeter
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration, started
+from model_server.progress import Progress
 from model_server.resume import resume_mode
 from model_server.seam import Seam
 from model_server.sequences import sequences
@@ -57,15 +58,21 @@ class Generator:
         self._serial = itertools.count(1)
 
     async def serve(
-        self, generation: generation_pb2.Generation, write: Write, *, remaining_s: float | None, parent: Context
+        self,
+        generation: generation_pb2.Generation,
+        write: Write,
+        *,
+        remaining_s: float | None,
+        parent: Context,
+        progress: Progress | None = None,
     ) -> None:
         """Serve one request: hand its parts to `write` until it has finished. Raises Refusal.
 
         `remaining_s` is what the caller's deadline leaves, None if there is none. Cancelling takes the request off the
-        engine at once.
+        engine at once. `progress` counts the engine's outputs, for who watches.
         """
         request_id = generation.request_id or uuid.uuid4().hex
-        run = _Run(self, generation, request_id, f"{request_id}.{next(self._serial)}", write)
+        run = _Run(self, generation, request_id, f"{request_id}.{next(self._serial)}", write, progress or Progress())
         outcome = "UNKNOWN"
         with (
             logs.bound(request_id=request_id),
@@ -129,7 +136,13 @@ class _Run:
     """One request on the engine, and what is known of it so far."""
 
     def __init__(
-        self, shared: Generator, generation: generation_pb2.Generation, request_id: str, engine_id: str, write: Write
+        self,
+        shared: Generator,
+        generation: generation_pb2.Generation,
+        request_id: str,
+        engine_id: str,
+        write: Write,
+        progress: Progress,
     ) -> None:
         self.began = time.monotonic()
         self.request_id = request_id
@@ -140,6 +153,7 @@ class _Run:
         self._generation = generation
         self._engine_id = engine_id
         self._write = write
+        self._progress = progress
         self._meters: dict[int, SequenceMeter] = {}
         # Where outputs go on that began elsewhere, by index.
         self._seams = {
@@ -180,6 +194,7 @@ class _Run:
 
     async def _emit(self, batch: Sequence[tuple[int, EngineOutput]]) -> None:
         # Once a token and stream: whatever can be done once a request is done elsewhere.
+        self._progress.outputs += 1
         response = inference_pb2.GenerateStreamResponse()
         if not self._started:
             self._start(response, batch[0][1])

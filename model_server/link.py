@@ -16,6 +16,7 @@ from discovery.messages import endpoint_to_proto, load_to_proto
 from model_server.generation import Generator
 from model_server.outbox import Outbox
 from model_server.parts import duration
+from model_server.progress import Progress, Watch
 from model_server.record import LINK_VERSION
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common import status, tracing, wire
@@ -85,6 +86,8 @@ class LinkSession:
         self._clock = clock
         self._outbox = Outbox()
         self._streams: dict[int, asyncio.Task[None]] = {}
+        self._progress: dict[int, Progress] = {}
+        self._watch = Watch()
         self._goodbye: worker_link_pb2.Goodbye | None = None
         self._load_sent_s = 0.0
 
@@ -149,20 +152,30 @@ class LinkSession:
             # All that the loop has ready belongs to this step: let it come in first.
             await asyncio.sleep(0)
             now_s = self._clock()
-            if not filled:
+            idle = self._idle(now_s)
+            if not filled and not idle:
                 lag_s = max(0.0, now_s - due_s)
                 beat = worker_link_pb2.Heartbeat(step=self._steps(), loop_lag=duration(lag_s), load=self._load())
                 await self._send(worker_link_pb2.AttachResponse(heartbeat=beat))
-            elif not self._outbox.empty:
+            elif idle or not self._outbox.empty:
                 step = self._outbox.take(self._steps())
+                step.running_without_output.extend(idle)
                 if now_s - self._load_sent_s >= _LOAD_EVERY_S:
                     self._load_sent_s = now_s
                     step.load.CopyFrom(self._load())
                 await self._send(worker_link_pb2.AttachResponse(step=step))
             due_s = self._clock() + HEARTBEAT_S
 
+    def _idle(self, now_s: float) -> list[int]:
+        """Streams that get nothing though the engine works on them."""
+        step = self._steps()
+        if not self._watch.due(now_s, step):
+            return []
+        return self._watch.look(now_s, step, self._endpoint().load, self._progress)
+
     async def _serve(self, stream_id: int, start: worker_link_pb2.StartStream) -> None:
         outbox = self._outbox
+        progress = self._progress[stream_id] = Progress()
 
         async def write(part: inference_pb2.GenerateStreamResponse) -> None:
             outbox.put(stream_id, part.SerializeToString(), sum(len(delta.token_ids) for delta in part.deltas))
@@ -173,7 +186,7 @@ class LinkSession:
             generation = wire.parse(generation_pb2.Generation, start.generation)
             remaining_s = start.timeout.ToNanoseconds() / 1e9 if start.HasField("timeout") else None
             parent = tracing.extract((("traceparent", start.traceparent),))
-            await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent)
+            await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent, progress=progress)
             outbox.end(stream_id)
         except asyncio.CancelledError:
             outbox.drop(stream_id)
@@ -189,6 +202,7 @@ class LinkSession:
             )
         finally:
             self._streams.pop(stream_id, None)
+            self._progress.pop(stream_id, None)
 
     def _load(self) -> endpoint_pb2.Load:
         return load_to_proto(self._endpoint().load)

@@ -19,6 +19,8 @@ class LinkState(Enum):
     UP = "up"
     # The server said goodbye: what runs goes on, nothing new goes there.
     LEAVING = "leaving"
+    # Its engine stands still: what ran goes on elsewhere, and only who has no other choice goes there.
+    STALLED = "stalled"
 
 
 OnLoad = Callable[[Endpoint, Load], None]

@@ -9,7 +9,7 @@ from router.flight import Flight
 from router.learned import Learned
 from router.policy import Chosen
 from router.request import Request
-from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common.refusal import unavailable
 
 
@@ -48,7 +48,7 @@ class Dispatch:
         if message.deltas and not self._started:
             self._started = True
             self._booking.first_token()
-            self._learned.breakers.answered(self._member.key)
+            self._answered()
         self._flight.received(message)
         return first
 
@@ -56,7 +56,7 @@ class Dispatch:
         """The last part came."""
         self._finished = True
         finished, key = message.finished, self._member.key
-        self._learned.breakers.succeeded(key)
+        self._learned.breakers.succeeded(key, self._try.began_s)
         self._learned.sizing.observe_output(self._generation, finished.usage.completion_tokens)
         conversation = self._flight.prompt_tokens + finished.usage.completion_tokens
         self._learned.sessions.left(self._request.session, key, conversation)
@@ -81,9 +81,17 @@ class Dispatch:
         if isinstance(error, EndpointError):
             self._flight.failed(error)
         if isinstance(error, EndpointError) and error.fault in (Fault.LINK, Fault.SERVER):
-            breakers.failed(key, dead_link=error.fault is Fault.LINK)
+            breakers.failed(key, dead_link=error.fault is Fault.LINK, since_s=self._try.began_s)
         elif not self._finished:
-            breakers.undecided(key)
+            breakers.undecided(key, self._try.began_s)
+
+    def _answered(self) -> None:
+        breakers, key, since_s = self._learned.breakers, self._member.key, self._try.began_s
+        breakers.answered(key, since_s)
+        if self._try.resume_mode != endpoint_pb2.RESUME_MODE_REPLAY:  # a replay decodes before it says anything
+            # What comes before the first token; the rest of the cost lies behind it.
+            predicted_ms = self._cost.total_ms - self._cost.decode_ms
+            breakers.timed(key, (self._flight.clock() - since_s) * 1e3, predicted_ms, since_s)
 
     def _began(self, started: inference_pb2.Started) -> None:
         self._try.resume_mode = started.resume_mode

@@ -14,5 +14,7 @@ def tried(key: Key, tried_before: Collection[Key]) -> Excluded:
 
 
 def ejected(key: Key, breakers: Breakers) -> Excluded:
-    """Not an endpoint that experience has taken out."""
-    return f"{breakers.state(key).value}" if breakers.refuses(key) else ""
+    """Not an endpoint that experience has taken out, unless so much of its zone is out that it must be wrong."""
+    if not breakers.refuses(key) or breakers.doubts(key):
+        return ""
+    return f"{breakers.state(key).value}: {breakers.cause(key)}"

@@ -10,11 +10,12 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from discovery.backoff import Backoff
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, Load
 from discovery.messages import load_from_proto
 from router.attempt import LinkState, Metadata, OnLink, OnLoad
 from router.errors import EndpointError, Fault, endpoint_error
 from router.link_stream import LinkStream
+from router.progress import Progress
 from router.silence import Silence
 from stoker.v1 import generation_pb2, worker_link_pb2
 from stoker_common import status
@@ -36,6 +37,10 @@ class LinkRules:
     # A server sends a heartbeat every 0.5 s at least.
     silent_s: float = 2.0
     tick_s: float = 0.25
+    # An engine whose step counter stands still while it has streams running.
+    stalled_s: float = 2.0
+    # A stream that its server's steps leave out so often, 0.5 s apart.
+    idle_looks: int = 4
     # A slow client's unread answer: some minutes of text.
     stream_bytes: int = 1 << 20
     connect_s: float = 2.0
@@ -67,6 +72,7 @@ class Link:
         self._streams: dict[int, LinkStream] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._silence = Silence(rules.silent_s, 2 * rules.tick_s, clock())
+        self._progress = Progress(rules.stalled_s, 2 * rules.tick_s, clock())
         self.state = LinkState.DOWN
 
     async def run(self) -> None:
@@ -125,6 +131,7 @@ class Link:
                 return
             self._outgoing = asyncio.Queue()
             self._silence.heard()
+            self._progress.begin()
             self._backoff.reset()
             self._become(LinkState.UP)
             async with asyncio.TaskGroup() as tasks:
@@ -140,12 +147,14 @@ class Link:
             self._silence.heard()
             response = worker_link_pb2.AttachResponse.FromString(data)
             if response.HasField("step"):
-                for output in response.step.outputs:
+                step = response.step
+                for output in step.outputs:
                     self._take(output)
-                if response.step.HasField("load"):
-                    self._on_load(self._endpoint, load_from_proto(response.step.load))
+                for stream_id in step.running_without_output:
+                    self._left_out(stream_id)
+                self._sign(step.step, load_from_proto(step.load) if step.HasField("load") else None)
             elif response.HasField("heartbeat"):
-                self._on_load(self._endpoint, load_from_proto(response.heartbeat.load))
+                self._sign(response.heartbeat.step, load_from_proto(response.heartbeat.load))
             elif response.HasField("goodbye"):
                 log.info("server leaves", extra={"server": self._endpoint.server, "reason": response.goodbye.reason})
                 self._become(LinkState.LEAVING)
@@ -174,8 +183,41 @@ class Link:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._rules.tick_s)
-            if self._silence.tick(self._clock()):
+            now_s = self._clock()
+            if self._silence.tick(now_s):
                 raise _Silent
+            if self._progress.tick(now_s, len(self._streams)):
+                self._stalled()
+
+    def _sign(self, step: int, load: Load | None) -> None:
+        """The server said where its engine is."""
+        moved = self._progress.sign(step, load)
+        if moved and self.state is LinkState.STALLED:
+            log.info("engine moves again", extra={"server": self._endpoint.server, "step": step})
+            self._become(LinkState.UP)
+        if load is not None:
+            self._on_load(self._endpoint, load)
+
+    def _left_out(self, stream_id: int) -> None:
+        """The server works on a stream that gets nothing."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        stream.idle_looks += 1
+        if stream.idle_looks == self._rules.idle_looks:
+            stream.fail(self._stuck("makes no progress with this stream while it does with others"))
+
+    def _stalled(self) -> None:
+        """The engine stands still: what runs goes on elsewhere. Closing the streams cancels them on the server."""
+        log.warning("engine stalled", extra={"server": self._endpoint.server, "streams": len(self._streams)})
+        if self.state is LinkState.UP:
+            self._become(LinkState.STALLED)
+        for stream in self._streams.values():
+            stream.fail(self._stuck("stands still: its engine makes no steps"))
+
+    def _stuck(self, how: str) -> EndpointError:
+        where = f"server {self._endpoint.server} at {self._endpoint.address} in {self._endpoint.zone}"
+        return EndpointError(Fault.SERVER, unavailable(f"{where} {how}", reason="SERVER_STUCK"))
 
     def _say(self, request: worker_link_pb2.AttachRequest) -> None:
         self._outgoing.put_nowait(request.SerializeToString())

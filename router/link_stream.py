@@ -13,7 +13,7 @@ class LinkStream:
     messages, not more memory.
     """
 
-    __slots__ = ("_bytes", "_chunks", "_error", "_last", "_limit_bytes", "_waiter")
+    __slots__ = ("_bytes", "_chunks", "_error", "_last", "_limit_bytes", "_waiter", "idle_looks")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -22,9 +22,12 @@ class LinkStream:
         self._last = False
         self._error: EndpointError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # How often in a row its server said that the stream runs and gets nothing.
+        self.idle_looks = 0
 
     def put(self, chunk: bytes) -> bool:
         """A chunk came. False if the client is too far behind: the stream has failed, and its server should know."""
+        self.idle_looks = 0
         self._bytes += len(chunk)
         if self._bytes > self._limit_bytes:
             message = f"the client has not read {self._bytes} bytes of its answer; read faster, or ask for less"

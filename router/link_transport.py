@@ -61,7 +61,7 @@ class LinkTransport:
         key = (endpoint.server, endpoint.epoch)
         self._use(key)
         link, _ = self._links.get(key, (None, None))
-        if link is None or link.state is not LinkState.UP:
+        if link is None or link.state not in (LinkState.UP, LinkState.STALLED):
             async with aclosing(self._calls.attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
                 async for part in parts:
                     yield part

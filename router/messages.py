@@ -16,6 +16,7 @@ def cost(of: Cost) -> pick_pb2.Cost:
         decode_ms=of.decode_ms,
         zone_ms=of.zone_ms,
         total_ms=of.total_ms,
+        ramp_ms=of.ramp_ms,
     )
 
 

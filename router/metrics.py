@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.ejection import Breakers, BreakerState
@@ -92,6 +92,20 @@ class FleetCollector(Collector):
             if zone.confirmed_at_s is not None:
                 age.add_metric([zone.zone], self._clock() - zone.confirmed_at_s)
         yield age
+
+        share = GaugeMetricFamily(
+            "stoker_router_zone_share",
+            "The share of its own load that the zone keeps: below 1 while servers of it are ejected.",
+            labels=["zone"],
+        )
+        for name, kept in self._breakers.zone_shares.items():
+            share.add_metric([name], kept)
+        ejections = CounterMetricFamily(
+            "stoker_router_ejections", "Servers taken out by experience, by cause.", labels=["zone", "cause"]
+        )
+        for (name, cause), count in list(self._breakers.ejections.items()):
+            ejections.add_metric([name, cause.value], count)
+        yield from (share, ejections)
 
         breaker = GaugeMetricFamily(
             "stoker_router_breaker_state",

@@ -69,11 +69,26 @@ class Policy:
         holders = snapshot.holders.get(request.model, NOBODY)
         some = shortlist(holders, conditions.held, self.zone, rng)
         if len(some) < len(holders.by_key):
-            chosen = self.pick(self.weigh(request, some, tried, conditions, panic=False), rng)
+            choices = self.weigh(request, some, tried, conditions, panic=False)
+            chosen = self.pick(self._spread(choices, conditions, rng), rng)
             if chosen is not None:
                 return chosen
             # By chance none of the shortlist can take it: somebody else may.
-        return self.pick(self.weigh(request, holders.by_key.values(), tried, conditions), rng)
+        choices = self.weigh(request, holders.by_key.values(), tried, conditions)
+        return self.pick(self._spread(choices, conditions, rng), rng)
+
+    def _spread(self, choices: Choices, conditions: Conditions, rng: random.Random) -> Choices:
+        """Without the home zone, for the part of the load that it does not keep while endpoints of it are out.
+
+        A request whose session's cache is at home stays: elsewhere it would cost more than it relieves.
+        """
+        share = conditions.breakers.zone_share(self.zone)
+        if share >= 1.0 or rng.random() < share:
+            return choices
+        if any(candidate.cost.cached_tokens for candidate in choices.candidates):
+            return choices
+        away = tuple(each for each in choices.candidates if each.holder.member.endpoint.zone != self.zone)
+        return Choices(away, choices.excluded) if away else choices
 
     def weigh(
         self,
@@ -87,7 +102,7 @@ class Policy:
         """Filter and cost the holders of the request's model.
 
         When experience has ejected every holder that is left, its word counts no more than a guess, and with `panic`
-        all of them are candidates again (Envoy's rule).
+        all of them are candidates again (Envoy's rule). Where only a part of a zone is left: `Breakers.doubts`.
         """
         fit: list[Holder] = []
         ejected: list[Holder] = []
@@ -134,6 +149,7 @@ class Policy:
             way_ms,
             self.rates,
             conditions.now_s,
+            conditions.breakers.share(member.key),
         )
 
 
@@ -144,6 +160,7 @@ _DECIDED_BY = {
     "prefill_ms": "fastest prefill",
     "decode_ms": "fewest streams",
     "zone_ms": "nearest zone",
+    "ramp_ms": "longest back",
 }
 
 

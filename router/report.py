@@ -6,6 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from discovery.catalog import CatalogState, ZoneView
 from discovery.messages import endpoint_to_proto, model_to_proto, seconds
+from router import filters
 from router.ejection import BreakerState
 from router.fleet import Fleet
 from router.learned import Learned
@@ -115,6 +116,7 @@ class Report:
             catalog_age=None if view.confirmed_at_s is None else seconds(max(0.0, now_s - view.confirmed_at_s)),
             catalog_error=view.error,
             endpoints=[self._endpoint(member) for member in members],
+            load_share=self._learned.breakers.zone_share(view.zone),
         )
 
     def _endpoint(self, member: Member) -> router_pb2.EndpointStatus:
@@ -129,5 +131,7 @@ class Report:
             ejected_for=seconds(ejected_for_s) if state is BreakerState.EJECTED else None,
             in_flight=account.own_streams,
             booked_prompt_tokens=account.own_prompt_tokens,
-            excluded_by=member.absent or (state.value if breakers.refuses(member.key) else ""),
+            excluded_by=member.absent or filters.ejected(member.key, breakers),
+            breaker_cause=breakers.cause(member.key),
+            share=breakers.share(member.key),
         )

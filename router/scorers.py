@@ -24,6 +24,8 @@ class Cost(NamedTuple):
     zone_ms: float
     total_ms: float
     cached_tokens: int
+    # Waiting for a place where few may be taken, soon after the endpoint's return.
+    ramp_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,19 @@ class Rates:
 
 
 def cost(
-    request: Request, holder: Holder, account: Account, held_tokens: int, way_ms: float, rates: Rates, now_s: float
+    request: Request,
+    holder: Holder,
+    account: Account,
+    held_tokens: int,
+    way_ms: float,
+    rates: Rates,
+    now_s: float,
+    share: float = 1.0,
 ) -> Cost:
     """The request's cost on `holder`.
 
     `held_tokens` of the request's session are in the cache there; `way_ms` is the way to its zone, 0 at home.
+    `share` of its places may be taken: less than 1 soon after its return.
     """
     load = account.load
     prefill_per_s = load.prefill_tokens_per_second or rates.prefill_tokens_per_second
@@ -58,10 +68,10 @@ def cost(
 
     ready_ms = _ready_ms(holder, rates)
     queue_ms = account.waiting_prompt_tokens(now_s, prefill_per_s) / prefill_per_s * 1e3
-    over = streams - holder.member.endpoint.max_streams + 1
-    if over > 0:
-        # The batch is full: a place becomes free whenever one of its streams ends, evenly over a stream's time.
-        queue_ms += over / holder.member.endpoint.max_streams * request.expected_output_tokens * itl_ms
+    places, lasts_ms = holder.member.endpoint.max_streams, request.expected_output_tokens * itl_ms
+    full_ms = _full_ms(streams, places, lasts_ms)
+    queue_ms += full_ms
+    ramp_ms = 0.0 if share >= 1.0 else _full_ms(streams, max(1, int(share * places)), lasts_ms) - full_ms
     # The engine always computes the last token of a prompt itself.
     cached = min(held_tokens, request.prompt_tokens - 1)
     prefill_ms = (request.prompt_tokens - cached) / prefill_per_s * 1e3
@@ -72,9 +82,16 @@ def cost(
         prefill_ms,
         decode_ms,
         way_ms,
-        ready_ms + queue_ms + prefill_ms + decode_ms + way_ms,
+        ready_ms + queue_ms + prefill_ms + decode_ms + way_ms + ramp_ms,
         cached,
+        ramp_ms,
     )
+
+
+def _full_ms(streams: int, places: int, lasts_ms: float) -> float:
+    """The wait for a place: one becomes free whenever a stream ends, evenly over a stream's time."""
+    over = streams - places + 1
+    return over / places * lasts_ms if over > 0 else 0.0
 
 
 def _ready_ms(holder: Holder, rates: Rates) -> float:

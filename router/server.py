@@ -15,7 +15,7 @@ from discovery.endpoint import Endpoint, Load
 from router.attempt import LinkState, Transport
 from router.config import RouterSettings
 from router.data_path import DataPath
-from router.ejection import Breakers, EjectionRules
+from router.ejection import Breakers, Cause, EjectionRules
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import Key, Ledger
@@ -157,7 +157,8 @@ class RouterServer:
             self._health.set(serving=True)
 
     def _members_changed(self, members: Collection[Key]) -> None:
-        self.learned.breakers.keep(members)
+        known = self.fleet.snapshot.members
+        self.learned.breakers.keep({key: known[key].endpoint.zone for key in members})
         self.transport.keep(member.endpoint for member in self.fleet.snapshot.members.values())
 
     def _link_changed(self, endpoint: Endpoint, state: LinkState) -> None:
@@ -165,7 +166,9 @@ class RouterServer:
         log.info("link", extra={"server": endpoint.server, "epoch": endpoint.epoch, "state": state.value})
         self.fleet.leaving(key, leaving=state is LinkState.LEAVING)
         if state is LinkState.DOWN:
-            self.learned.breakers.failed(key, dead_link=True)
+            self.learned.breakers.lost(key)
+        elif state is LinkState.STALLED:
+            self.learned.breakers.lost(key, Cause.STALLED)
         elif state is LinkState.UP:
             self.learned.breakers.reached(key)
 

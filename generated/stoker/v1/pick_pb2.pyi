@@ -60,6 +60,7 @@ class Cost(_message.Message):
     DECODE_MS_FIELD_NUMBER: _builtins.int
     ZONE_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
+    RAMP_MS_FIELD_NUMBER: _builtins.int
     ready_ms: _builtins.float
     """Until the model is ready."""
     queue_ms: _builtins.float
@@ -72,6 +73,8 @@ class Cost(_message.Message):
     """The way to the server's zone, and what leaving the zone costs."""
     total_ms: _builtins.float
     """The sum."""
+    ramp_ms: _builtins.float
+    """Waiting for a place where only a share of them may be taken yet: the server was out and has just come back."""
     def __init__(
         self,
         *,
@@ -81,10 +84,11 @@ class Cost(_message.Message):
         decode_ms: _builtins.float = ...,
         zone_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
+        ramp_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms", "ready_ms", b"ready_ms", "total_ms", b"total_ms", "zone_ms", b"zone_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms", "ramp_ms", b"ramp_ms", "ready_ms", b"ready_ms", "total_ms", b"total_ms", "zone_ms", b"zone_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -346,10 +346,13 @@ class ZoneStatus(_message.Message):
     CATALOG_AGE_FIELD_NUMBER: _builtins.int
     CATALOG_ERROR_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
+    LOAD_SHARE_FIELD_NUMBER: _builtins.int
     zone: _builtins.str
     """Its name."""
     catalog_error: _builtins.str
     """Why the catalog cannot be read there at the moment; empty if it can."""
+    load_share: _builtins.float
+    """The share of its own load that the zone keeps, in [0, 1]: below 1 while servers of it are ejected, and a bit longer."""
     @_builtins.property
     def catalog_age(self) -> _duration_pb2.Duration:
         """How long ago the catalog last confirmed what is known of it; absent if it never did."""
@@ -365,10 +368,11 @@ class ZoneStatus(_message.Message):
         catalog_age: _duration_pb2.Duration | None = ...,
         catalog_error: _builtins.str = ...,
         endpoints: _abc.Iterable[Global___EndpointStatus] | None = ...,
+        load_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["catalog_age", b"catalog_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_age", b"catalog_age", "catalog_error", b"catalog_error", "endpoints", b"endpoints", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog_age", b"catalog_age", "catalog_error", b"catalog_error", "endpoints", b"endpoints", "load_share", b"load_share", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,6 +391,8 @@ class EndpointStatus(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     BOOKED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     EXCLUDED_BY_FIELD_NUMBER: _builtins.int
+    BREAKER_CAUSE_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     catalog_state: Global___CatalogState.ValueType
     """What the catalog says of it."""
     breaker: Global___Breaker.ValueType
@@ -397,6 +403,12 @@ class EndpointStatus(_message.Message):
     """Prompt tokens of this router booked there and not yet computed."""
     excluded_by: _builtins.str
     """Why it is not chosen; empty if it can be."""
+    breaker_cause: _builtins.str
+    """Why the breaker took it out: `dead link`, `engine stalled`, `failures in a row`, `failure rate`, `slow`,
+    `probe failed`; empty if it did not.
+    """
+    share: _builtins.float
+    """The share of its places that may be taken, in [0, 1]: below 1 soon after its return."""
     @_builtins.property
     def endpoint(self) -> _endpoint_pb2.Endpoint:
         """Its record, as the catalog has it: load in coarse steps."""
@@ -415,10 +427,12 @@ class EndpointStatus(_message.Message):
         in_flight: _builtins.int = ...,
         booked_prompt_tokens: _builtins.int = ...,
         excluded_by: _builtins.str = ...,
+        breaker_cause: _builtins.str = ...,
+        share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ejected_for", b"ejected_for", "endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_prompt_tokens", b"booked_prompt_tokens", "breaker", b"breaker", "catalog_state", b"catalog_state", "ejected_for", b"ejected_for", "endpoint", b"endpoint", "excluded_by", b"excluded_by", "in_flight", b"in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_prompt_tokens", b"booked_prompt_tokens", "breaker", b"breaker", "breaker_cause", b"breaker_cause", "catalog_state", b"catalog_state", "ejected_for", b"ejected_for", "endpoint", b"endpoint", "excluded_by", b"excluded_by", "in_flight", b"in_flight", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

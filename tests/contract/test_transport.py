@@ -1,0 +1,287 @@
+"""One suite for both ways to a server, calls and links: real gRPC, a simulated server."""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from discovery.endpoint import Endpoint, Load
+from model_server.engines.sim_settings import SimSettings
+from router.attempt import LinkState, Part, Transport
+from router.call_transport import CallTransport
+from router.errors import EndpointError, Fault
+from router.interrupt import Interrupt
+from router.link import LinkRules
+from router.link_transport import LinkTransport
+from stoker.v1 import generation_pb2, inference_pb2
+from stoker_common.fold import Fold
+from stoker_common.refusal import Code, unavailable
+from tests.fakes.fleet import FAST, FleetServer, running_server, server_settings
+from tests.fakes.inference import generation
+from tests.fakes.until import until
+
+SLOW = SimSettings(load_ms=0.0, step_base_ms=20.0, step_per_stream_ms=0.0)
+# So that a slow client is noticed after some dozen tokens.
+RULES = LinkRules(stream_bytes=4000)
+
+
+@dataclass
+class Way:
+    """A transport, its server, and what the transport told of it."""
+
+    kind: str
+    transport: Transport
+    fleet: FleetServer
+    states: list[LinkState] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.fleet.server.endpoint()
+
+    def attempt(
+        self,
+        asked: generation_pb2.Generation,
+        *,
+        timeout_s: float | None = None,
+        endpoint: Endpoint | None = None,
+        interrupt: Interrupt | None = None,
+    ) -> AsyncGenerator[Part, None]:
+        return self.transport.attempt(endpoint or self.endpoint, asked, timeout_s, (), interrupt or Interrupt())
+
+    async def ask(self, asked: generation_pb2.Generation, **how: Any) -> inference_pb2.GenerateResponse:
+        fold = Fold()
+        async with aclosing(self.attempt(asked, **how)) as parts:
+            async for part in parts:
+                assert inference_pb2.GenerateStreamResponse.FromString(part.data) == part.message
+                fold.add(part.message)
+        return fold.response()
+
+    async def refused(self, asked: generation_pb2.Generation, **how: Any) -> EndpointError:
+        with pytest.raises(EndpointError) as caught:
+            await self.ask(asked, **how)
+        return caught.value
+
+    def idle(self) -> bool:
+        load = self.fleet.engine.load()
+        return not (load.running or load.waiting or len(self.fleet.server.in_flight))
+
+
+@asynccontextmanager
+async def way(kind: str, sim: SimSettings = FAST, **settings: Any) -> AsyncIterator[Way]:
+    """A server and the way to it, up."""
+    async with running_server(server_settings(**settings), sim) as fleet:
+        calls = CallTransport()
+        transport: Transport = calls
+        if kind == "links":
+            transport = LinkTransport(
+                calls,
+                router="r",
+                zone=fleet.server.settings.zone,
+                clock=time.monotonic,
+                rng=random.Random(1),
+                rules=RULES,
+            )
+        made = Way(kind, transport, fleet)
+        transport.listen(lambda _, load: made.loads.append(load), lambda _, state: made.states.append(state))
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(transport.run())
+            transport.keep([made.endpoint])
+            if kind == "links":
+                await until(lambda: made.states == [LinkState.UP])
+            try:
+                yield made
+            finally:
+                running.cancel()
+                await transport.close()
+
+
+kinds = pytest.mark.parametrize("kind", ["calls", "links"])
+
+
+@kinds
+async def test_an_answer_comes_whole_and_in_order(kind: str) -> None:
+    async with way(kind) as up:
+        answers = await asyncio.gather(*(up.ask(generation(f"prompt {i}", max_tokens=30)) for i in range(20)))
+        assert [len(answer.outputs[0].token_ids) for answer in answers] == [30] * 20
+        again = await up.ask(generation("prompt 7", max_tokens=30))
+        assert again.outputs[0].token_ids == answers[7].outputs[0].token_ids
+        assert again.outputs[0].text == answers[7].outputs[0].text
+        assert again.finished.usage.completion_tokens == 30
+        await until(up.idle)
+
+
+@kinds
+async def test_closing_an_attempt_takes_it_off_the_engine_within_a_second(kind: str) -> None:
+    async with way(kind, SLOW) as up:
+        async with aclosing(up.attempt(generation(max_tokens=1000))) as parts:
+            await anext(parts)
+            assert not up.idle()
+        assert await until(up.idle, within_s=1.0) < 1.0
+        task = asyncio.ensure_future(up.ask(generation(max_tokens=1000)))
+        await until(lambda: not up.idle())
+        task.cancel()
+        await asyncio.wait([task])
+        await until(up.idle, within_s=1.0)
+
+
+@kinds
+async def test_an_attempt_can_be_ended_from_outside_with_what_it_then_raises(kind: str) -> None:
+    async with way(kind, SLOW) as up:
+        interrupt, error = Interrupt(), EndpointError(Fault.BUSY, unavailable("go elsewhere"))
+        asking = asyncio.ensure_future(up.refused(generation(max_tokens=1000), interrupt=interrupt))
+        await until(lambda: up.fleet.engine.load().running == 1)
+        interrupt.fire(error)
+        assert await asking is error
+        await until(up.idle, within_s=1.0)
+
+
+@kinds
+async def test_the_callers_mistakes_are_the_callers(kind: str) -> None:
+    async with way(kind) as up:
+        error = await up.refused(generation(max_tokens=-1))
+        assert (error.fault, error.refusal.code) == (Fault.CALLER, Code.INVALID_ARGUMENT)
+        assert error.refusal.field == "generation.sampling.max_tokens"
+
+
+@kinds
+async def test_a_server_without_the_model_is_no_broken_server(kind: str) -> None:
+    async with way(kind) as up:
+        error = await up.refused(generation(model="another"))
+        assert (error.fault, error.refusal.code) == (Fault.BUSY, Code.NOT_FOUND)
+
+
+@kinds
+async def test_a_full_server_is_no_broken_server(kind: str) -> None:
+    sim = SLOW.model_copy(update={"max_streams": 1})
+    async with way(kind, sim, max_waiting=1) as up:
+        tasks = [asyncio.ensure_future(up.ask(generation(f"{i}", max_tokens=1000))) for i in range(2)]
+        await until(lambda: len(up.fleet.server.in_flight) == 2)
+        error = await up.refused(generation())
+        assert (error.fault, error.refusal.code) == (Fault.BUSY, Code.RESOURCE_EXHAUSTED)
+        assert error.refusal.retry_after_s is not None
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await until(up.idle)
+
+
+@kinds
+async def test_a_broken_engine_is_the_servers_fault(kind: str) -> None:
+    async with way(kind) as up:
+        up.fleet.engine.faults.inject(error_rate=1.0)
+        error = await up.refused(generation())
+        assert error.fault is Fault.SERVER
+        assert up.endpoint.server in error.refusal.message
+
+
+@kinds
+async def test_an_engine_that_dies_ends_its_streams(kind: str) -> None:
+    async with way(kind, SLOW) as up:
+        async with aclosing(up.attempt(generation(max_tokens=1000))) as parts:
+            await anext(parts)
+            up.fleet.engine.faults.inject(dead=True)
+            with pytest.raises(EndpointError) as caught:
+                async for _ in parts:
+                    pass
+        assert caught.value.fault in (Fault.SERVER, Fault.LINK)
+        assert caught.value.refusal.code is Code.UNAVAILABLE
+
+
+@kinds
+async def test_a_server_that_cannot_be_reached_is_told_from_one_that_fails(kind: str) -> None:
+    async with way(kind) as up:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # taken, and not listening
+            away = replace(up.endpoint, server="away", epoch="e", address=f"127.0.0.1:{nobody.getsockname()[1]}")
+            error = await up.refused(generation(), endpoint=away)
+            assert error.fault is Fault.LINK
+            assert not await up.transport.answers(away, 0.5)
+        assert await up.transport.answers(up.endpoint, 0.5)
+
+
+@kinds
+async def test_the_deadline_goes_along(kind: str) -> None:
+    async with way(kind, SLOW) as up:
+        began_s = time.monotonic()
+        error = await up.refused(generation(max_tokens=1000), timeout_s=0.3)
+        assert (error.fault, error.refusal.code) == (Fault.CALLER, Code.DEADLINE_EXCEEDED)
+        assert time.monotonic() - began_s < 1.5
+        await until(up.idle, within_s=1.0)
+
+
+@kinds
+async def test_a_slow_client_holds_up_nobody(kind: str) -> None:
+    async with way(kind) as up:
+        async with aclosing(up.attempt(generation("slow", max_tokens=1500))) as slow:
+            await anext(slow)
+            quick = await up.ask(generation("quick", max_tokens=200))
+            assert len(quick.outputs[0].token_ids) == 200
+            if kind == "links":
+                # Past its buffer the stream is cancelled on the server, read or not.
+                await until(up.idle, within_s=10.0)
+                with pytest.raises(EndpointError) as caught:
+                    async for _ in slow:
+                        pass
+                assert caught.value.fault is Fault.CALLER
+                assert caught.value.refusal.code is Code.RESOURCE_EXHAUSTED
+                assert caught.value.refusal.reason == "CLIENT_TOO_SLOW"
+                assert up.states == [LinkState.UP]
+
+
+async def test_links_bring_loads_without_being_asked() -> None:
+    async with way("links", SLOW) as up:
+        await until(lambda: bool(up.loads))
+        asking = asyncio.ensure_future(up.ask(generation(max_tokens=100)))
+        await until(lambda: up.loads[-1].running == 1)
+        await asking
+        await until(lambda: up.loads[-1].running == 0)
+
+
+async def test_a_server_says_goodbye_over_its_link_and_ends_what_runs() -> None:
+    async with way("links", SLOW) as up:
+        asking = asyncio.ensure_future(up.ask(generation(max_tokens=30)))
+        await until(lambda: not up.idle())
+        up.fleet.server.stop()
+        await until(lambda: LinkState.LEAVING in up.states)
+        assert len((await asking).outputs[0].token_ids) == 30
+
+
+async def test_an_engine_that_stands_still_is_noticed_over_its_link_and_told_when_it_moves() -> None:
+    async with way("links", SLOW) as up:
+        asking = asyncio.ensure_future(up.refused(generation(max_tokens=1000)))
+        await until(lambda: up.fleet.engine.load().steps > 10)
+        up.fleet.engine.faults.inject(stall=True)
+        began_s = time.monotonic()
+        error = await asking
+        # 2 s, a tick, a heartbeat; the rest is the machine's.
+        assert 1.5 < time.monotonic() - began_s < 4.0
+        assert (error.fault, error.refusal.reason) == (Fault.SERVER, "SERVER_STUCK")
+        assert up.states == [LinkState.UP, LinkState.STALLED]
+        await until(up.idle, within_s=1.0)
+        up.fleet.engine.faults.inject(stall=False)
+        assert len((await up.ask(generation(max_tokens=5))).outputs[0].token_ids) == 5
+        await until(lambda: up.states[-1] is LinkState.UP)
+
+
+@kinds
+async def test_no_task_and_no_descriptor_is_left(kind: str) -> None:
+    def descriptors() -> int:
+        return len(os.listdir(Path("/proc/self/fd")))
+
+    async with way(kind) as up:  # gRPC keeps some of its own from the first use on
+        await up.ask(generation(max_tokens=5))
+    tasks, before = len(asyncio.all_tasks()), descriptors()
+    for _ in range(3):
+        async with way(kind) as up:
+            await up.ask(generation(max_tokens=5))
+    await until(lambda: len(asyncio.all_tasks()) <= tasks)
+    await until(lambda: descriptors() <= before + 2)
