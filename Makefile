@@ -66,8 +66,9 @@ proto-breaking: setup ## Fail where protos/ breaks the wire format of the last r
 proto-release: setup ## At a release: make today's protos what proto-breaking guards
 	@$(VENV)/python -m deploy.protos.breaking --release
 
-docs: setup ## Write docs/configuration.md from the settings
+docs: setup ## Write docs/configuration.md and docs/resume.md from the code
 	@$(VENV)/python -m deploy.docs.configuration
+	@$(VENV)/python -m deploy.docs.resume
 
 lock: setup ## Compile deploy/locks from pyproject.toml; UPGRADE=1 takes newer versions
 	@deploy/setup/lock.sh
