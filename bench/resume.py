@@ -219,7 +219,7 @@ async def measure(options: argparse.Namespace, settings: VllmSettings) -> None:
         await alone(engine, requests, options.points)
         if options.streams:
             await together(engine, requests, options.streams)
-        for background in options.background:
+        for background in options.background if options.emitted else ():
             await gaps(engine, options.prompt_tokens, options.emitted, options.times, background)
         await engine.check()
     finally:

@@ -108,8 +108,7 @@ class VllmEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """One sequence, a step at a time; closing the generator aborts it. Raises EngineRefused, EngineDead."""
         self._running()
-        if min(request.prompt_token_ids, default=-1) < 0:
-            raise EngineRefused("token_ids", "is empty or has a negative id: give ids in [0, vocabulary)")
+        _refuse_foreign(request.prompt_token_ids, self.info)
         outputs = self._resume(request) if request.emitted_token_ids else self._generate(request)
         async with aclosing(outputs):
             async for output in outputs:
@@ -279,10 +278,22 @@ def _kill_processes() -> None:
         process.join(_REAP_S)
 
 
+def _refuse_foreign(prompt_token_ids: tuple[int, ...], info: EngineInfo) -> None:
+    """Refuse a prompt that is none of this model's. vLLM 0.26 takes any id, and its kernels die of it."""
+    if not prompt_token_ids or min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocabulary:
+        raise EngineRefused("token_ids", f"is empty or has an id that is not in [0, {info.vocabulary})")
+    if len(prompt_token_ids) >= info.max_model_tokens:
+        raise EngineRefused(
+            "prompt",
+            f"has {len(prompt_token_ids)} tokens; the context of {info.max_model_tokens} must leave room for one more",
+        )
+
+
 def _refused(error: BaseException, request: EngineRequest) -> EngineRefused:
     refused = refusal(error)
     form = request.structured_output
-    if refused.field == "structured_output" and form is not None and (kind := form.WhichOneof("constraint")):
+    # What names no field: a form that is no JSON, in 0.26.
+    if refused.field in ("structured_output", "") and form is not None and (kind := form.WhichOneof("constraint")):
         return EngineRefused(f"structured_output.{kind}", str(refused), unsupported=refused.unsupported)
     return refused
 

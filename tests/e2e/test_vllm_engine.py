@@ -22,6 +22,8 @@ from tests.contract.resume_contract import ResumeContract
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct"
 PROMPT = "The capital of France is"
+# The three tokens of one parrot, in SmolLM2's vocabulary. Asked to choose among them, it draws parrots.
+PARROT = [10813, 116, 246]
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "size": {"enum": ["small", "large"]}},
@@ -152,9 +154,7 @@ def capabilities() -> Capabilities:
         # A prefill rounds otherwise than decoding does.
         resumes_exactly=frozenset({ResumeMode.REPLAY}),
         split_characters=generation_pb2.Generation(
-            text=PROMPT,
-            sampling=GREEDY,
-            structured_output=form(choice=generation_pb2.Choice(values=["\u6771\u4eac 🦜"])),
+            text="🦜" * 6, sampling=sampling(temperature=0, ignore_eos=True, allowed_token_ids=PARROT)
         ),
         structured=generation_pb2.Generation(
             text="A city, as JSON: ", sampling=GREEDY, structured_output=form(json_schema=json.dumps(CITY))
