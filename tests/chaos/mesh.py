@@ -86,8 +86,16 @@ class ChaosMesh:
         return self.processes[f"router-{zone}"]
 
     def wait_ready(self) -> None:
-        """Wait until every server is registered, passing, with its present epoch, and known to both routers."""
-        self.until(self._registered, "every server is registered and known to both routers")
+        """Wait until every server is registered, passing, with its present epoch, and known to both routers.
+
+        What ends meanwhile is started again: a server that a fault made leave may take seconds to be gone.
+        """
+
+        def ready() -> bool:
+            self.restart_dead()
+            return self._registered()
+
+        self.until(ready, "every server is registered and known to both routers")
 
     def restart_dead(self) -> None:
         """Start again what has ended, as a supervisor would; Consul first."""
