@@ -47,7 +47,7 @@ def encode(endpoint: Endpoint, *, leaving: str | None = None) -> ServiceRecord:
         raise EncodeError("epoch", "is empty; it must be one id per life of the process")
     if not endpoint.zone:
         raise EncodeError("zone", "is empty; it must be the Consul datacenter's name")
-    host, port = _split_address(endpoint.address)
+    host, port = split_address(endpoint.address)
     endpoint = coarse_endpoint(endpoint)
     meta = {
         "format": FORMAT,
@@ -141,7 +141,8 @@ def _decode_load(meta: Mapping[str, str]) -> Load:
     )
 
 
-def _split_address(address: str) -> tuple[str, int]:
+def split_address(address: str) -> tuple[str, int]:
+    """host:port taken apart. Raises EncodeError."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not host.isprintable() or " " in host or not re.fullmatch("[0-9]{1,5}", port, re.ASCII):

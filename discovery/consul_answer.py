@@ -50,7 +50,7 @@ def read_answer(answer: Answer, zone: str, before: Mapping[str, Reported] = _NOT
         raise CatalogError("BAD_ANSWER", f"the answer for {zone} is not a list of services")
     reports: dict[str, tuple[tuple[bool, int], Reported]] = {}
     for row in answer.rows:
-        service = _mapping(row, "Service")
+        service = mapping(row, "Service")
         server = service.get("ID")
         if not isinstance(server, str) or not server:
             continue
@@ -63,10 +63,7 @@ def read_answer(answer: Answer, zone: str, before: Mapping[str, Reported] = _NOT
 
 
 def _read_row(server: str, row: object, service: Mapping[str, object], zone: str, before: Reported | None) -> Reported:
-    meta = {key: value for key, value in _mapping(service, "Meta").items() if isinstance(value, str)}
-    address = service.get("Address") or _mapping(row, "Node").get("Address")
-    record = ServiceRecord(server, address if isinstance(address, str) else "", _integer(service.get("Port")), (), meta)
-    state = CatalogState.LEAVING if record.leaving else _state_of_checks(row)
+    record, state = read_record(server, row, service)
     if before is not None and before.record == record:
         return replace(before, state=state)
     try:
@@ -76,6 +73,21 @@ def _read_row(server: str, row: object, service: Mapping[str, object], zone: str
     except DecodeError as error:
         return Reported(server, state, None, str(error), record)
     return Reported(server, state, endpoint, record=record)
+
+
+def read_record(service_id: str, row: object, service: Mapping[str, object]) -> tuple[ServiceRecord, CatalogState]:
+    """A row's record as it was written, and what the catalog says of it. Nothing in it is believed yet."""
+    meta = {key: value for key, value in mapping(service, "Meta").items() if isinstance(value, str)}
+    address = service.get("Address") or mapping(row, "Node").get("Address")
+    host, port = address if isinstance(address, str) else "", _integer(service.get("Port"))
+    record = ServiceRecord(service_id, host, port, (), meta)
+    return record, CatalogState.LEAVING if record.leaving else _state_of_checks(row)
+
+
+def mapping(value: object, key: str) -> Mapping[str, object]:
+    """What `value` has under `key`, if that is a JSON object; else nothing."""
+    found = value.get(key) if isinstance(value, Mapping) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _state_of_checks(row: object) -> CatalogState:
@@ -93,11 +105,6 @@ def _checks(row: object) -> Iterator[tuple[str, object]]:
     for check in checks if isinstance(checks, list) else ():
         if isinstance(check, dict):
             yield str(check.get("CheckID", "")), check.get("Status")
-
-
-def _mapping(value: object, key: str) -> Mapping[str, object]:
-    found = value.get(key) if isinstance(value, Mapping) else None
-    return found if isinstance(found, dict) else {}
 
 
 def _integer(value: object) -> int:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from discovery.agent_api import AgentApi, TtlCheck
 from discovery.backoff import Backoff
@@ -42,6 +43,22 @@ class RegistrarTiming:
     retry_most_s: float = 3.0
 
 
+class Encode(Protocol):
+    """How an endpoint is written."""
+
+    def __call__(self, endpoint: Endpoint, *, leaving: str | None = None) -> ServiceRecord:
+        """See `codec.encode`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is registered: a model server unless said otherwise. `line` is what its check says while it is well."""
+
+    service: str
+    encode: Encode
+    line: Callable[[Endpoint], str]
+
+
 class ConsulRegistrar:
     """Implements Registrar over an agent. `run` and `leave` may overlap; all calls belong to one event loop.
 
@@ -55,7 +72,9 @@ class ConsulRegistrar:
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
         timing: RegistrarTiming | None = None,
+        form: Form | None = None,
     ) -> None:
+        self._form = form or MODEL_SERVER
         timing = timing or RegistrarTiming()
         self._agent = agent
         self._clock = clock
@@ -81,7 +100,7 @@ class ConsulRegistrar:
         """See Registrar."""
         if self._endpoint is not None and self._endpoint.server != endpoint.server:
             raise ValueError(f"this registrar keeps {self._endpoint.server}, not {endpoint.server}")
-        self._record = encode(endpoint, leaving=self._leaving_because)
+        self._record = self._form.encode(endpoint, leaving=self._leaving_because)
         self._endpoint = endpoint
         self._wake.set()
 
@@ -148,7 +167,7 @@ class ConsulRegistrar:
         first = self._written is None
         # Only the first write replaces checks (a life before may have left others): it would end maintenance mode.
         replace = not self._ever_written and not await self._agent.in_maintenance(record.service_id)
-        await self._agent.register(SERVICE, record, self._check, replace_checks=replace)
+        await self._agent.register(self._form.service, record, self._check, replace_checks=replace)
         self.writes += 1
         self._written, self._ever_written = Written(record, self._clock()), True
         if first:
@@ -180,12 +199,12 @@ class ConsulRegistrar:
     async def _leave(self, reason: str) -> None:
         if self._endpoint is None or not self._ever_written:
             return
-        record = encode(self._endpoint, leaving=self._leaving_because)
+        record = self._form.encode(self._endpoint, leaving=self._leaving_because)
         while True:
             try:
                 if await self._superseded(record):
                     return
-                await self._agent.register(SERVICE, record, self._check, replace_checks=False)
+                await self._agent.register(self._form.service, record, self._check, replace_checks=False)
                 self.writes += 1
                 if not self._passing:
                     # `run` may not have got to it: what failed is to be seen as failed while it leaves.
@@ -211,7 +230,7 @@ class ConsulRegistrar:
     def _output(self) -> str:
         if not self._passing or self._endpoint is None:
             return self._note or "does not answer"
-        line = load_line(self._endpoint.load)
+        line = self._form.line(self._endpoint)
         return f"{line}; {self._note}" if self._note else line
 
     def _failed(self, error: CatalogError) -> None:
@@ -233,3 +252,6 @@ def load_line(load: Load) -> str:
         f"gpu {load.utilization:.0%}, {load.running} running, {load.waiting} waiting, kv {load.kv_usage:.0%}, "
         f"memory {load.memory_usage:.0%}"
     )
+
+
+MODEL_SERVER = Form(SERVICE, encode, lambda endpoint: load_line(endpoint.load))

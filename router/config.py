@@ -15,6 +15,9 @@ class RouterSettings(Settings):
     router_id: str = Field("", description="name in status, traces and logs; default: router-<zone>")
     listen_host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     listen_port: int = Field(7070, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
+    advertise_address: str = Field(
+        "", description="host or host:port for clients; default: where it listens, or this host's name"
+    )
     metrics_host: str = Field("127.0.0.1", description="address for Prometheus to scrape")
     metrics_port: int = Field(9070, ge=-1, le=65535, description="port for Prometheus; 0 takes any free one, -1 none")
     consul_address: ConsulAddress = Field(

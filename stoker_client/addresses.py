@@ -1,46 +1,96 @@
-"""The addresses a client knows, in the order it tries them, and what may be tried at the next one."""
+"""The routers that a client knows, their channels, and the order in which it tries them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
 import grpc
 
+from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
+from stoker_client.call import Metadata, raising_stoker_error
 from stoker_client.errors import StokerError
+from stoker_client.sources import Source
 from stoker_common.channel import client_options
 from stoker_common.refusal import Code
 
 
-class Addresses:
-    """Channels to several addresses of one mesh, opened when first needed. Belongs to one event loop."""
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A router to which there is a connection."""
 
-    def __init__(self, addresses: Sequence[str], connect_timeout_s: float) -> None:
-        if not addresses or not all(addresses):
-            raise ValueError("a client needs at least one address, host:port")
-        self._addresses = tuple(addresses)
+    address: str
+    channel: grpc.aio.Channel
+
+    async def stream(
+        self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateStreamResponse, None]:
+        """The parts of its answer. Raises StokerError; closing it cancels the call."""
+        request = inference_pb2.GenerateStreamRequest(generation=generation)
+        call = inference_pb2_grpc.InferenceServiceStub(self.channel).GenerateStream(
+            request, metadata=metadata, timeout=timeout_s
+        )
+        try:
+            with raising_stoker_error():
+                async for part in call:
+                    yield part
+        finally:
+            # An abandoned call runs on: grpc does not cancel it by itself.
+            call.cancel()
+
+
+class Addresses:
+    """Channels to the routers of one mesh, opened when first needed. Belongs to one event loop."""
+
+    def __init__(self, sources: Sequence[Source], connect_timeout_s: float) -> None:
+        self._sources = sources
         self._connect_timeout_s = connect_timeout_s
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._silent: set[str] = set()
 
-    async def connected(self, within_s: float | None) -> AsyncGenerator[grpc.aio.Channel, None]:
-        """The channels that connect, first address first. Raises StokerError (UNAVAILABLE) when none does.
+    async def connected(self, within_s: float | None, avoid: str = "") -> AsyncGenerator[Reached, None]:
+        """The routers that connect: first choice first, then those that were silent lately, `avoid` last.
 
-        `within_s` bounds each address's time as the connect timeout does; None: the connect timeout alone.
+        `within_s` bounds each address's time as the connect timeout does; None: the connect timeout alone. Raises
+        StokerError (UNAVAILABLE, UNREACHABLE) when none connects.
         """
         timeout_s = self._connect_timeout_s if within_s is None else min(self._connect_timeout_s, within_s)
-        silent: list[str] = []
-        for address in self._addresses:
+        addresses = await self._known(timeout_s)
+        any_reached = False
+        for address in sorted(addresses, key=lambda each: (each == avoid, self._is_silent(each))):
             channel = self._channel(address)
             if await _connects(channel, timeout_s):
-                yield channel
+                self._silent.discard(address)
+                any_reached = True
+                yield Reached(address, channel)
             else:
-                silent.append(address)
-        if len(silent) == len(self._addresses):
-            raise unreachable(*silent)
+                self.lost(address)
+                self._silent.add(address)
+        if not any_reached:
+            raise unreachable(*addresses or [str(source) for source in self._sources])
+
+    def lost(self, address: str) -> None:
+        """A call to this one broke, or it did not connect: whoever named it is asked again before the next call."""
+        for source in self._sources:
+            source.doubt(address)
 
     async def close(self) -> None:
         """Close every channel; calls that run on them fail with CANCELLED."""
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             await channel.close()
+        for source in self._sources:
+            await source.close()
+
+    async def _known(self, timeout_s: float) -> list[str]:
+        """What the sources name, each address once."""
+        named = await asyncio.gather(*(source.addresses(timeout_s) for source in self._sources))
+        return list(dict.fromkeys(address for addresses in named for address in addresses))
+
+    def _is_silent(self, address: str) -> bool:
+        """Whether it did not connect lately and still does not. Channels go on trying by themselves."""
+        if address not in self._silent:
+            return False
+        return self._channel(address).get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:

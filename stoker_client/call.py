@@ -40,5 +40,5 @@ def raising_stoker_error() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         raise StokerError(
-            Code.CANCELLED, "the call was cancelled: its client was closed", reason="CANCELLED"
+            Code.CANCELLED, "the call was cancelled: its client was closed", reason="CLIENT_CLOSED"
         ) from error

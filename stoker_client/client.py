@@ -1,9 +1,10 @@
 """The SDK: an async client of a mesh."""
 
+import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Self, TypedDict, TypeVar, Unpack
 
 import grpc
 from opentelemetry import trace
@@ -11,7 +12,6 @@ from opentelemetry import trace
 from stoker.v1 import (
     generation_pb2,
     inference_pb2,
-    inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
     router_pb2,
@@ -22,19 +22,33 @@ from stoker_client.call import Deadline, Metadata, raising_stoker_error
 from stoker_client.errors import StokerError
 from stoker_client.generation import build
 from stoker_client.options import Options, Turn
+from stoker_client.relay import HOLD_S, ResumeRules, relayed
 from stoker_client.results import Chunk, Completion
+from stoker_client.sources import source
 from stoker_client.stream import Stream
 from stoker_common import tracing
+from stoker_common.fold import Fold
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
+class Settings(TypedDict, total=False):
+    """What a client may be given beside addresses; `Client` says what each means."""
+
+    timeout_s: float | None
+    connect_timeout_s: float
+    resume_within_s: float
+    tracer: trace.Tracer | None
+
+
 class Client:
     """A client of the mesh behind one or several routers (or model servers: they serve the same calls).
 
-    Several addresses are tried in the order given, until one answers; once a part of an answer has come, a failure is
-    the caller's to see. Belongs to the event loop that first uses it; `async with` or `close()` closes its channels.
+    An address is `host:port`, `name:port` (each of the name's DNS records is a router) or `consul://host:port` (a
+    Consul agent, whose zone's routers come first). Routers are tried in that order until one answers. When one is lost
+    while it answers, another one goes on, and the caller sees one answer (docs/adr/0043). Belongs to the event loop
+    that first uses it; `async with` or `close()` closes its channels.
 
         async with Client("127.0.0.1:7070") as client:
             answer = await client.generate("The capital of France is", model="SmolLM2-135M-Instruct", temperature=0)
@@ -47,14 +61,26 @@ class Client:
         *,
         timeout_s: float | None = None,
         connect_timeout_s: float = 5.0,
+        resume_within_s: float = HOLD_S,
         tracer: trace.Tracer | None = None,
     ) -> None:
         """`timeout_s` bounds a whole call unless the call says otherwise (None: no bound); `connect_timeout_s` what one
-        address may take to connect before the next one's turn. `tracer` makes a span for each call, by default the one
-        that the application has set up for OpenTelemetry, if it has."""
-        self._addresses = Addresses([addresses] if isinstance(addresses, str) else addresses, connect_timeout_s)
+        address may take to connect before the next one's turn; `resume_within_s` how long a router is looked for to go
+        on with an answer, since its last part came. `tracer` makes a span for each call, by default the one that the
+        application has set up for OpenTelemetry, if it has."""
+        forms = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not forms:
+            raise ValueError("a client needs at least one address, host:port")
+        self._addresses = Addresses([source(form) for form in forms], connect_timeout_s)
+        self._rules = ResumeRules(resume_within_s)
+        self._rng = random.Random()
         self._timeout_s = timeout_s
         self._tracer = tracer or trace.get_tracer("stoker_client")
+
+    @classmethod
+    def from_consul(cls, address: str = "127.0.0.1:8500", **settings: Unpack[Settings]) -> Self:
+        """A client of the routers that the Consul agent at `address` knows. `settings` are the constructor's."""
+        return cls(f"consul://{address}", **settings)
 
     async def generate(
         self,
@@ -67,16 +93,12 @@ class Client:
         **options: Unpack[Options],
     ) -> Completion:
         """The whole answer to exactly one of `prompt`, `messages` and `token_ids`. Raises StokerError."""
-        request = inference_pb2.GenerateRequest(generation=build(prompt, messages, token_ids, model, options))
-        return Completion(
-            await self._call(
-                "generate",
-                lambda channel, metadata, timeout: inference_pb2_grpc.InferenceServiceStub(channel).Generate(
-                    request, metadata=metadata, timeout=timeout
-                ),
-                timeout_s,
-            )
-        )
+        generation, fold = build(prompt, messages, token_ids, model, options), Fold()
+        # As a stream: what a lost router has sent of it is not computed again.
+        async with aclosing(self._relayed("generate", generation, timeout_s)) as parts:
+            async for part in parts:
+                fold.add(part)
+        return Completion(fold.response())
 
     def stream(
         self,
@@ -89,8 +111,7 @@ class Client:
         **options: Unpack[Options],
     ) -> Stream:
         """The same answer as it comes. The call begins with the first `async for`; leaving the loop cancels it."""
-        request = inference_pb2.GenerateStreamRequest(generation=build(prompt, messages, token_ids, model, options))
-        return Stream(self._stream(request, timeout_s))
+        return Stream(self._stream(build(prompt, messages, token_ids, model, options), timeout_s))
 
     async def models(self, *, zone: str = "", model: str = "") -> Sequence[model_pb2.ModelOnServer]:
         """Every model on every server, or those of one zone or of one model. Raises StokerError."""
@@ -141,9 +162,9 @@ class Client:
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
         failed: StokerError | None = None
         with self._traced(name) as metadata:
-            async with aclosing(self._addresses.connected(deadline.left_s())) as channels:
-                async for channel in channels:
-                    call = start(channel, metadata, deadline.left_s())
+            async with aclosing(self._addresses.connected(deadline.left_s())) as routers:
+                async for router in routers:
+                    call = start(router.channel, metadata, deadline.left_s())
                     try:
                         with raising_stoker_error():
                             return await call
@@ -151,36 +172,28 @@ class Client:
                         failed = error
                         if not worth_another_address(error):
                             raise
+                        self._addresses.lost(router.address)
                     finally:
                         call.cancel()
             raise failed or unreachable()
 
     async def _stream(
-        self, request: inference_pb2.GenerateStreamRequest, timeout_s: float | None
+        self, generation: generation_pb2.Generation, timeout_s: float | None
     ) -> AsyncGenerator[Chunk, None]:
-        """The parts of the answer, from the first address that gives one. Progress may repeat, an answer never does."""
+        async with aclosing(self._relayed("stream", generation, timeout_s)) as parts:
+            async for part in parts:
+                yield Chunk(part)
+
+    async def _relayed(
+        self, name: str, generation: generation_pb2.Generation, timeout_s: float | None
+    ) -> AsyncGenerator[inference_pb2.GenerateStreamResponse, None]:
+        """The parts of the answer, through as many routers as it takes."""
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        failed: StokerError | None = None
-        with self._traced("stream") as metadata:
-            async with aclosing(self._addresses.connected(deadline.left_s())) as channels:
-                async for channel in channels:
-                    stub = inference_pb2_grpc.InferenceServiceStub(channel)
-                    call = stub.GenerateStream(request, metadata=metadata, timeout=deadline.left_s())
-                    begun = False
-                    try:
-                        with raising_stoker_error():
-                            async for part in call:
-                                begun = begun or part.HasField("started") or bool(part.deltas)
-                                yield Chunk(part)
-                            return
-                    except StokerError as error:
-                        failed = error
-                        if begun or not worth_another_address(error):
-                            raise
-                    finally:
-                        # An abandoned call runs on: grpc does not cancel it by itself.
-                        call.cancel()
-            raise failed or unreachable()
+        with self._traced(name) as metadata:
+            answer = relayed(self._addresses, generation, metadata, deadline, rules=self._rules, rng=self._rng)
+            async with aclosing(answer) as parts:
+                async for part in parts:
+                    yield part
 
     @contextmanager
     def _traced(self, name: str) -> Iterator[Metadata]:

@@ -12,7 +12,8 @@ class ClientSettings(Settings):
 
     router: tuple[str, ...] = Field(
         default=(),
-        description="Routers' addresses, host:port, tried in order; none: the local mesh's, else " + DEFAULT_ROUTER,
+        description="Routers' addresses, tried in order: host:port, name:port (all of the name's DNS records), or "
+        f"consul://host:port; none: the local mesh's, else {DEFAULT_ROUTER}",
     )
     model: str = Field(default="", description="The model to ask; none: the only one there is")
     timeout_s: float = Field(default=300.0, gt=0, description="What a whole call may take, in seconds")

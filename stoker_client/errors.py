@@ -22,7 +22,7 @@ class StokerError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-        self.reason = reason
+        self.reason = reason or code.name
         self.field = field
         self.retry_after_s = retry_after_s
 

@@ -27,8 +27,9 @@ def common_flags(command: Command) -> Command:
     return click.option(
         "--router",
         multiple=True,
-        metavar="HOST:PORT",
-        help=f"The router to ask; several are tried in order. Default: the local mesh's, else {DEFAULT_ROUTER}.",
+        metavar="HOST:PORT|consul://HOST:PORT",
+        help="The router to ask, or the Consul agent that knows routers; several are tried in order. "
+        f"Default: the local mesh's, else {DEFAULT_ROUTER}.",
     )(command)
 
 
@@ -55,12 +56,15 @@ def routers(settings: ClientSettings) -> tuple[str, ...]:
 async def connected(settings: ClientSettings) -> AsyncIterator[Client]:
     """A client by these settings."""
     traces = tracing.configure("stoker-client", settings.otlp_endpoint or None)
-    client = Client(
-        routers(settings),
-        timeout_s=settings.timeout_s,
-        connect_timeout_s=settings.connect_timeout_s,
-        tracer=traces.tracer,
-    )
+    try:
+        client = Client(
+            routers(settings),
+            timeout_s=settings.timeout_s,
+            connect_timeout_s=settings.connect_timeout_s,
+            tracer=traces.tracer,
+        )
+    except ValueError as error:
+        raise click.UsageError(f"client.router: {error}") from error
     try:
         async with client:
             yield client

@@ -33,10 +33,13 @@ def delta(text: str, *ids: int) -> Part:
 
 
 class FakeRouter:
-    """Answers with `parts`, then fails with `refusal` if there is one, then waits if it shall `hang`."""
+    """Answers with `parts`, then fails with `refusal` if there is one, then waits if it shall `hang`.
+
+    Told nothing, it gives a whole answer.
+    """
 
     def __init__(self) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[Part] | None = None
         self.refusal: Refusal | None = None
         self.hang = False
         self.requests: list[Any] = []
@@ -46,27 +49,13 @@ class FakeRouter:
         self.address = ""
         self.models = ["m"]
 
-    async def Generate(
-        self, request: inference_pb2.GenerateRequest, context: Context
-    ) -> inference_pb2.GenerateResponse:
-        """All at once."""
-        self._note(request, context)
-        if self.refusal is not None:
-            await abort(context, self.refusal)
-        with self._left_early():
-            await self._hang()
-        answer = inference_pb2.GenerateResponse()
-        answer.started.server = self.address
-        answer.outputs.add(text="Paris", token_ids=[1], finish_reason=inference_pb2.FINISH_REASON_STOP)
-        return answer
-
     async def GenerateStream(
         self, request: inference_pb2.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[Part]:
         """As it comes."""
         self._note(request, context)
         with self._left_early():
-            for part in self.parts:
+            for part in self._parts():
                 yield part
             if self.refusal is not None:
                 await abort(context, self.refusal)
@@ -94,7 +83,15 @@ class FakeRouter:
         return answer
 
     # Not called in these tests, but the service has to have them.
-    LoadModel = SleepModel = WakeModel = UnloadModel = Route = ListModels
+    LoadModel = SleepModel = WakeModel = UnloadModel = Route = Generate = ListModels
+
+    def _parts(self) -> list[Part]:
+        if self.parts is not None:
+            return self.parts
+        if self.refusal is not None or self.hang:
+            return []
+        last = inference_pb2.Delta(text="Paris", token_ids=[1], finish_reason=inference_pb2.FINISH_REASON_STOP)
+        return [started(self.address), Part(deltas=[last]), Part(finished=inference_pb2.Finished())]
 
     def _note(self, request: Any, context: Context) -> None:
         self.requests.append(request)

@@ -111,13 +111,13 @@ async def test_a_refusal_keeps_all_it_says() -> None:
 
 
 async def test_the_next_address_is_tried_when_the_first_is_silent(silent: str) -> None:
-    async with serving(parts=ANSWER) as router, Client([silent, router.address]) as client:
+    async with serving() as router, Client([silent, router.address]) as client:
         assert (await client.generate("x", model="m")).server == router.address
         assert "".join([chunk.text async for chunk in client.stream("x", model="m")]) == "Paris"
 
 
 async def test_the_next_address_is_tried_when_the_first_sees_no_server() -> None:
-    async with serving(refusal=refusal.unavailable("no server")) as blind, serving(parts=ANSWER) as router:
+    async with serving(refusal=refusal.unavailable("no server")) as blind, serving() as router:
         async with Client([blind.address, router.address]) as client:
             assert (await client.generate("x", model="m")).server == router.address
             assert "".join([chunk.text async for chunk in client.stream("x", model="m")]) == "Paris"
@@ -131,12 +131,14 @@ async def test_other_refusals_are_not_taken_elsewhere() -> None:
         assert not router.requests
 
 
-async def test_once_begun_an_answer_goes_nowhere_else() -> None:
+async def test_what_cannot_go_on_is_not_started_over() -> None:
+    """The prompt's ids were not told: nobody else could go on from there."""
     async with serving(parts=ANSWER[:3], refusal=refusal.unavailable("died")) as dying, serving(parts=ANSWER) as router:
         async with Client([dying.address, router.address]) as client:
-            with pytest.raises(StokerError, match="died"):
+            with pytest.raises(StokerError, match="died") as raised:
                 async for _ in client.stream("x", model="m"):
                     pass
+        assert raised.value.reason == "NOT_RESUMABLE"
         assert not router.requests
 
 

@@ -161,7 +161,7 @@ def test_no_log_has_a_prompt_or_an_answer(mesh: Path) -> None:
 
 def test_the_plain_stubs_program_of_the_docs_runs(mesh: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs/plain-stubs.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    program, _ = re.findall(r"```python\n(.*?)```", page, re.S)
     commands = re.findall(r"```sh\n(.*?)```", page, re.S)
     printed = re.findall(r"```text\n(.*?)```", page, re.S)
     stubs = next(command for command in commands if "protoc" in command)
