@@ -124,7 +124,7 @@ class Link:
     async def _attached(self) -> None:
         call: Call = self._channel.stream_stream(METHOD)()
         try:
-            await call.write(worker_link_pb2.AttachRequest(hello=self._hello).SerializeToString())
+            await _written(call, worker_link_pb2.AttachRequest(hello=self._hello).SerializeToString())
             async with asyncio.timeout(self._rules.connect_s):
                 first = await call.read()
             if first is grpc.aio.EOF:
@@ -177,8 +177,8 @@ class Link:
 
     async def _write(self, call: Call) -> None:
         # One writer: two concurrent writes fail with TOO_MANY_OPERATIONS.
-        while True:
-            await call.write(await self._outgoing.get())
+        while await _written(call, await self._outgoing.get()):
+            pass
 
     async def _watch(self) -> None:
         while True:
@@ -235,6 +235,15 @@ class Link:
         for stream in streams.values():
             refusal = unavailable(f"{where} was lost: {why}", reason="SERVER_LOST")
             stream.fail(EndpointError(Fault.LINK, refusal))
+
+
+async def _written(call: Call, data: bytes) -> bool:
+    """Whether it went out. On a call that is over grpc has nothing but InvalidStateError; its reader is told why."""
+    try:
+        await call.write(data)
+    except asyncio.InvalidStateError:
+        return False
+    return True
 
 
 class _Silent(Exception):

@@ -1,0 +1,83 @@
+"""A link whose connection breaks while it writes: the reader knows why, and the router lives on."""
+
+import asyncio
+import random
+import time
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+
+from discovery.backoff import Backoff
+from router.attempt import LinkState
+from router.errors import EndpointError, Fault
+from router.link import Link, LinkRules
+from stoker.v1 import generation_pb2, worker_link_pb2
+from tests.fakes.until import until
+from tests.unit.router.builders import endpoint
+
+
+class FakeCall:
+    """A link's call as grpc.aio's: once it is over, writing raises InvalidStateError, and reading says why."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self.refused = asyncio.Event()
+        self._welcomed = False
+
+    async def write(self, data: bytes) -> None:
+        if self.over.is_set():
+            self.refused.set()
+            raise asyncio.InvalidStateError("RPC already finished.")
+
+    async def read(self) -> bytes:
+        if not self._welcomed:
+            self._welcomed = True
+            return worker_link_pb2.AttachResponse(welcome=worker_link_pb2.Welcome()).SerializeToString()
+        await self.refused.wait()
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "Socket closed"
+        )
+
+    def cancel(self) -> None:
+        """See grpc.aio.Call."""
+
+
+class FakeChannel:
+    """Gives out the calls in turn, the last one for ever."""
+
+    def __init__(self, *calls: FakeCall) -> None:
+        self._calls = list(calls)
+
+    def stream_stream(self, method: str) -> Any:
+        """As grpc.aio.Channel's."""
+        return lambda: self._calls.pop(0) if len(self._calls) > 1 else self._calls[0]
+
+
+async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_else() -> None:
+    first, second = FakeCall(), FakeCall()
+    channel = cast(grpc.aio.Channel, FakeChannel(first, second))
+    link = Link(
+        endpoint(),
+        channel,
+        worker_link_pb2.Hello(),
+        LinkRules(),
+        Backoff(random.Random(0), 0.01, 0.01),
+        time.monotonic,
+        lambda of, load: None,
+        lambda of, state: None,
+    )
+    running = asyncio.ensure_future(link.run())
+    try:
+        await until(lambda: link.state is LinkState.UP)
+        first.over.set()
+        _, stream = link.open(generation_pb2.Generation(), None, ())
+        with pytest.raises(EndpointError) as caught:
+            await stream.take()
+        assert caught.value.fault is Fault.LINK
+        assert "Socket closed" in caught.value.refusal.message
+        await until(lambda: link.state is LinkState.UP)
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
