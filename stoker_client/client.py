@@ -14,6 +14,8 @@ from stoker.v1 import (
     inference_pb2,
     model_pb2,
     model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
 )
@@ -130,6 +132,18 @@ class Client:
         return await self._call(
             "status",
             lambda channel, metadata, timeout: router_pb2_grpc.RouterServiceStub(channel).Status(
+                request, metadata=metadata, timeout=timeout
+            ),
+        )
+
+    async def drain(self, server: str, *, grace_s: float | None = None) -> operations_pb2.DrainServerResponse:
+        """Make a server leave; after `grace_s` (None: its own) its streams go on elsewhere. Raises StokerError."""
+        request = operations_pb2.DrainServerRequest(server=server)
+        if grace_s is not None:
+            request.grace.FromNanoseconds(round(grace_s * 1e9))
+        return await self._call(
+            "drain",
+            lambda channel, metadata, timeout: operations_pb2_grpc.OperationsServiceStub(channel).DrainServer(
                 request, metadata=metadata, timeout=timeout
             ),
         )

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": ("stoker_client.cli.generate", "Ask a model; the answer comes as it is generated."),
     "status": ("stoker_client.cli.status", "Show zones, servers, models, load and breakers."),
     "explain": ("stoker_client.cli.explain", "Show what a request would cost on each server, term by term."),
+    "drain": ("stoker_client.cli.drain", "Make a server leave; its streams go on elsewhere."),
     "models": ("stoker_client.cli.models", "List the models and where they are."),
 }
 

@@ -134,6 +134,19 @@ def test_a_killed_server_is_replaced_and_comes_back(mesh: Path) -> None:
     assert server().restarts == before.restarts + 1
 
 
+def test_a_drained_server_leaves_and_the_supervisor_starts_its_next_life(mesh: Path) -> None:
+    def server() -> state.ProcessState:
+        return next(process for process in running(mesh).of_kind(Kind.SERVER) if process.zone == "zone-b")
+
+    within(30, lambda: server().phase is Phase.UP)
+    before = server()
+    ran = stoker(mesh, "drain", "server-zone-b-1", "--grace", "0")
+    assert "server-zone-b-1 has left" in ran.stdout
+    within(30, lambda: server().phase is Phase.UP and server().identity not in (None, before.identity))
+    unknown = stoker(mesh, "drain", "nobody", code=1)
+    assert "'nobody' is no server" in unknown.stderr and "server-zone-b-1" in unknown.stderr
+
+
 def test_the_readmes_first_request_runs(mesh: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     here = program.replace("127.0.0.1:7070", running(mesh).routers()[0])
