@@ -53,6 +53,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--faults", default="", help="numbers, such as 1,2,10; default: all")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no trial after so long")
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "chaos", help="results, histories and logs")
+    parser.add_argument("--note", action="append", default=[], help="a line for the page; may be given again")
     parser.add_argument("--page", type=Path, default=PAGE)
     return parser.parse_args(argv)
 
@@ -120,6 +121,7 @@ def _about(options: argparse.Namespace, results: Sequence[Result]) -> list[str]:
         f"{datetime.now(UTC):%Y-%m-%d}; commits: {commits}.",
         f"- `make chaos-long`, that is `python -m tests.chaos --trials {options.trials} --streams {options.streams}`; "
         "seeds are FAULT-TRIAL-STREAMS.",
+        *(f"- {note}" for note in options.note),
     ]
 
 
