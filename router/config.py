@@ -28,6 +28,15 @@ class RouterSettings(Settings):
     near_share: float = Field(0.05, ge=0, le=1, description="candidates within this share of the cheapest are alike")
     sessions: int = Field(100_000, ge=1, description="sessions remembered, the most recent")
     max_attempts: int = Field(3, ge=1, le=10, description="attempts of a request before its first chunk")
+    queue_length: int = Field(256, ge=0, description="requests that may wait for one model; then it refuses")
+    waiting_per_server: int = Field(
+        4, ge=0, description="streams a server is given beyond its batch; what is more waits in the router, in order"
+    )
+    hold_s: float = Field(
+        5.0, ge=0, description="seconds a request waits while no server can take its model, such as in a failover"
+    )
+    retry_share: float = Field(0.2, ge=0, description="retries before the first chunk, as a share of the requests")
+    retry_per_s: float = Field(10.0, ge=0, description="retries a second beside that share")
     ejection_failures: int = Field(5, ge=1, description="failures in a row that eject a server")
     ejection_base_s: float = Field(30.0, gt=0, description="seconds of a first ejection; each in a row adds as many")
     ejection_max_s: float = Field(300.0, gt=0, description="longest ejection in seconds")

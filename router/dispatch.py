@@ -58,6 +58,8 @@ class Dispatch:
         finished, key = message.finished, self._member.key
         self._learned.breakers.succeeded(key, self._try.began_s)
         self._learned.sizing.observe_output(self._generation, finished.usage.completion_tokens)
+        took_s = self._flight.clock() - self._try.began_s
+        self._learned.services.observe(self._request.model, took_s, self._try.tokens)
         conversation = self._flight.prompt_tokens + finished.usage.completion_tokens
         self._learned.sessions.left(self._request.session, key, conversation)
         if self._flight.first_token_s is not None:

@@ -1,9 +1,11 @@
 """Which holders of a model may get a request: each filter says why not, or nothing."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from router.ejection import Breakers
-from router.ledger import Key
+from router.ledger import NOTHING, Account, Key
+from router.room import Rooms
+from router.snapshot import Member
 
 Excluded = str
 
@@ -18,3 +20,10 @@ def ejected(key: Key, breakers: Breakers) -> Excluded:
     if not breakers.refuses(key) or breakers.doubts(key):
         return ""
     return f"{breakers.state(key).value}: {breakers.cause(key)}"
+
+
+def full(member: Member, accounts: Mapping[Key, Account], rooms: Rooms | None, now_s: float) -> Excluded:
+    """Not an endpoint that has no room for one more; it may have a moment later."""
+    if rooms is None:
+        return ""
+    return "full" if rooms.full(member.endpoint, accounts.get(member.key, NOTHING), now_s) else ""

@@ -20,6 +20,11 @@ class Fleet:
         self._leaving: frozenset[Key] = frozenset()
         self._snapshot = Snapshot()
         self._news = asyncio.Event()
+        self._on_snapshot: Callable[[], None] = lambda: None
+
+    def listen(self, on_snapshot: Callable[[], None]) -> None:
+        """`on_snapshot` is told of each new snapshot."""
+        self._on_snapshot = on_snapshot
 
     @property
     def snapshot(self) -> Snapshot:
@@ -83,6 +88,7 @@ class Fleet:
         if members != before:
             self._ledger.keep(members)
             self._on_members(members)
+        self._on_snapshot()
 
 
 def _entries(view: CatalogView) -> dict[str, object]:

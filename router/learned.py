@@ -1,9 +1,10 @@
 """What the router remembers between requests. Each part is in a file of its own; none outlives the process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from router.ejection import Breakers
 from router.ledger import Ledger
+from router.service_times import ServiceTimes
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
@@ -18,3 +19,4 @@ class Learned:
     sessions: Sessions
     sizing: Sizing
     ways: Ways
+    services: ServiceTimes = field(default_factory=ServiceTimes)

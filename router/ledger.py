@@ -4,7 +4,7 @@ A booking is made when a request is dispatched, before any report can know of it
 server. In-flight belongs to an epoch: a restarted server starts with none.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from discovery.endpoint import Load
@@ -77,6 +77,11 @@ class Ledger:
         self._clock = clock
         self._accounts: dict[Key, Account] = {}
         self._in_flight = 0
+        self._on_room: Callable[[], None] = lambda: None
+
+    def listen(self, on_room: Callable[[], None]) -> None:
+        """`on_room` is told whenever an endpoint may have more room than a moment ago."""
+        self._on_room = on_room
 
     @property
     def in_flight(self) -> int:
@@ -96,6 +101,7 @@ class Ledger:
     def closed(self, _booking: Booking) -> None:
         """For bookings: one is over."""
         self._in_flight -= 1
+        self._on_room()
 
     def report(self, key: Key, load: Load) -> None:
         """An endpoint reported its load just now. What it counts beyond our own is the others'."""
@@ -104,6 +110,7 @@ class Ledger:
         account.reported_at_s = self._clock()
         account.others_streams = max(0, load.running + load.waiting - account.own_streams)
         account.others_prompt_tokens = max(0.0, load.waiting_prompt_tokens - account.own_prompt_tokens)
+        self._on_room()
 
     def keep(self, keys: Iterable[Key]) -> None:
         """Forget accounts of endpoints that are gone and on which nothing of ours runs."""

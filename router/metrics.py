@@ -60,6 +60,11 @@ class RouterMetrics:
             ("fault", "then"),
             registry=registry,
         )
+        self.retries_spared = Counter(
+            "stoker_router_retries_spared",
+            "Requests that were not tried again because the retry budget was spent.",
+            registry=registry,
+        )
         self.in_flight = Gauge("stoker_router_in_flight", "Requests in flight.", registry=registry)
 
     def observe(self, flight: Flight) -> None:

@@ -9,6 +9,7 @@ from router import filters, scorers
 from router.ejection import Breakers
 from router.ledger import NOTHING, Account, Key
 from router.request import Request
+from router.room import Rooms
 from router.scorers import Cost, Rates
 from router.shortlist import shortlist
 from router.snapshot import NOBODY, Holder, Snapshot
@@ -49,6 +50,8 @@ class Conditions:
     # The way to each other zone in ms, as measured.
     ways_ms: Mapping[str, float]
     now_s: float
+    # Who has room for one more; None where room does not matter.
+    rooms: Rooms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Policy:
         """
         fit: list[Holder] = []
         ejected: list[Holder] = []
+        full = False
         excluded: dict[Key, str] = {}
         for holder in holders:
             key = holder.member.key
@@ -114,12 +118,18 @@ class Policy:
             elif why := filters.ejected(key, conditions.breakers):
                 excluded[key] = why
                 ejected.append(holder)
+            elif why := filters.full(holder.member, conditions.accounts, conditions.rooms, conditions.now_s):
+                excluded[key] = why
+                full = True
             else:
                 fit.append(holder)
-        if panic and not fit:
-            fit = ejected
+        if panic and not fit and not full:
             for holder in ejected:
-                del excluded[holder.member.key]
+                if why := filters.full(holder.member, conditions.accounts, conditions.rooms, conditions.now_s):
+                    excluded[holder.member.key] = why
+                else:
+                    fit.append(holder)
+                    del excluded[holder.member.key]
         candidates = sorted(
             (Candidate(holder, self._cost(request, holder, conditions)) for holder in fit),
             key=lambda candidate: candidate.cost.total_ms,

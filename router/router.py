@@ -10,6 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from router import resume
+from router.admission import Admission, Ask
 from router.attempt import Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault
@@ -22,6 +23,8 @@ from router.metrics import RouterMetrics
 from router.policy import Choices, Chosen, Conditions, Policy
 from router.request import Request
 from router.resume import ResumeRules
+from router.retry_budget import RetryBudget
+from router.room import Rooms
 from router.running import Attempt, Running
 from router.snapshot import NOBODY, Holder
 from stoker.v1 import generation_pb2
@@ -56,6 +59,8 @@ class Router:
         fleet: Fleet,
         policy: Policy,
         learned: Learned,
+        admission: Admission,
+        retry_budget: RetryBudget,
         transport: Transport,
         metrics: RouterMetrics,
         traces: Tracing,
@@ -66,6 +71,8 @@ class Router:
         self._fleet = fleet
         self._policy = policy
         self._learned = learned
+        self._admission = admission
+        self._retry_budget = retry_budget
         self._transport = transport
         self._metrics = metrics
         self._traces = traces
@@ -101,13 +108,17 @@ class Router:
     def choices(self, request: Request) -> Choices:
         """Every server's cost for the request, or why it is none to choose."""
         holders = self._fleet.snapshot.holders.get(request.model, NOBODY).by_key.values()
-        return self._policy.weigh(request, holders, (), self._conditions(request))
+        return self._policy.weigh(request, holders, (), self._conditions(request, self._admission.rooms))
 
-    def choose(self, request: Request, tried: Collection[Key] = ()) -> Chosen | None:
-        """The server for the request; None if none is left that can take it."""
-        return self._policy.choose(request, self._fleet.snapshot, tried, self._conditions(request), self._rng)
+    def choose(self, request: Request, tried: Collection[Key] = (), *, crowd: bool = False) -> Chosen | None:
+        """The server for the request; None if none is left that can take it now.
 
-    def _conditions(self, request: Request) -> Conditions:
+        `crowd`: also where there is no room. Streams that were accepted once do not wait for it.
+        """
+        conditions = self._conditions(request, None if crowd else self._admission.rooms)
+        return self._policy.choose(request, self._fleet.snapshot, tried, conditions, self._rng)
+
+    def _conditions(self, request: Request, rooms: Rooms | None) -> Conditions:
         learned = self._learned
         return Conditions(
             accounts=learned.ledger.accounts,
@@ -115,6 +126,7 @@ class Router:
             held=learned.sessions.held(request.session),
             ways_ms=learned.ways.ms,
             now_s=self._clock(),
+            rooms=rooms,
         )
 
     async def generate(
@@ -159,7 +171,8 @@ class Router:
                     request, generation, flight, tried, willing_later, failure, deadline_s
                 )
             else:
-                chosen = self._choose_anew(request, tried, counted, failure)
+                ask = Ask(request, generation.priority, deadline_s, tried)
+                chosen = await self._choose_anew(ask, tried, counted, failure)
             key = chosen.candidate.holder.member.key
             tried.add(key)
             try:
@@ -173,6 +186,8 @@ class Router:
                 failure = error
                 if error.fault is Fault.BUSY:
                     willing_later.add(key)
+                    if error.refusal.reason == "SERVER_OVERLOADED":
+                        self._admission.rooms.overloaded(key, error.refusal.retry_after_s)
                 elif error.fault is Fault.MOVED:
                     tried.discard(key)
                 counted += error.fault not in (Fault.LINK, Fault.MOVED)
@@ -180,14 +195,27 @@ class Router:
                     error.fault.value, "resume" if flight.transcript.started else "retry"
                 ).inc()
 
-    def _choose_anew(
-        self, request: Request, tried: Collection[Key], counted: int, failure: EndpointError | None
-    ) -> Chosen:
-        """The server for a request of which nothing went out yet. Raises Refusal when none is left."""
-        chosen = self.choose(request, tried) if counted < self._retry.max_attempts else None
+    async def _choose_anew(self, ask: Ask, tried: set[Key], counted: int, failure: EndpointError | None) -> Chosen:
+        """The server for a request of which nothing went out yet; waits for its turn. Raises Refusal."""
+        if failure is None:
+            self._retry_budget.request()
+        elif counted >= self._retry.max_attempts or not self._may_retry(failure):
+            raise self._nothing_left(ask.request, failure)
+        else:
+            # One that was overloaded may have room when it is this request's turn.
+            tried -= self._admission.rooms.overloaded_now()
+            ask = replace(ask, hold=failure.fault is not Fault.SERVER)
+        chosen = await self._admission.admit(ask, lambda: self.choose(ask.request, tried))
         if chosen is None:
-            raise self._nothing_left(request, failure)
+            raise self._nothing_left(ask.request, failure)
         return chosen
+
+    def _may_retry(self, failure: EndpointError) -> bool:
+        """Whether the retry budget has one left. Moving what a lost server had adds no load, and needs none."""
+        if failure.fault in (Fault.LINK, Fault.MOVED) or self._retry_budget.take():
+            return True
+        self._metrics.retries_spared.inc()
+        return False
 
     async def _choose_resume(
         self,
@@ -215,7 +243,7 @@ class Router:
         while True:
             holders = self._fleet.snapshot.holders.get(transcript.model, NOBODY).by_key
             modes = self._resume_modes(holders, generation, transcript)
-            chosen = self.choose(rest, (holders.keys() - modes.keys()).union(tried))
+            chosen = self.choose(rest, (holders.keys() - modes.keys()).union(tried), crowd=True)
             if chosen is not None:
                 key = chosen.candidate.holder.member.key
                 servers = [server for server, _ in tried]

@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView, Watcher
 from discovery.endpoint import Endpoint, Load
+from router.admission import Admission, AdmissionRules
+from router.admission_metrics import AdmissionMetrics
 from router.attempt import LinkState, Transport
 from router.config import RouterSettings
 from router.data_path import DataPath
@@ -24,6 +26,8 @@ from router.metrics import FleetCollector, RouterMetrics
 from router.operations import OperationsService
 from router.policy import Policy
 from router.report import Identity, Report
+from router.retry_budget import RetryBudget, RetryBudgetRules
+from router.room import RoomRules, Rooms
 from router.router import RetryRules, Router
 from router.scorers import Rates
 from router.service import InferenceService, ModelService, RouterService
@@ -78,10 +82,20 @@ class RouterServer:
             ways=Ways(),
         )
         self.fleet = Fleet(self.learned.ledger, self._members_changed)
+        self.admission = Admission(
+            AdmissionRules(settings.queue_length, settings.hold_s),
+            Rooms(RoomRules(settings.waiting_per_server), self.learned.ledger, world.clock),
+            self.fleet,
+            self.learned,
+            AdmissionMetrics(self.registry),
+            world.clock,
+        )
         self.router = Router(
             fleet=self.fleet,
             policy=Policy(settings.zone, Rates(leave_zone_ms=settings.leave_zone_ms), settings.near_share),
             learned=self.learned,
+            admission=self.admission,
+            retry_budget=RetryBudget(RetryBudgetRules(settings.retry_share, settings.retry_per_s), world.clock),
             transport=world.transport,
             metrics=RouterMetrics(self.registry),
             traces=world.traces,
@@ -171,6 +185,7 @@ class RouterServer:
             self.learned.breakers.lost(key, Cause.STALLED)
         elif state is LinkState.UP:
             self.learned.breakers.reached(key)
+            self.admission.room()
 
     def _load_reported(self, endpoint: Endpoint, load: Load) -> None:
         self.learned.ledger.report((endpoint.server, endpoint.epoch), load)

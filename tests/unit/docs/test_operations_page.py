@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from discovery.endpoint import Load
 from model_server.liveness import LifeState
 from model_server.metrics import ServerMetrics
+from router.admission_metrics import AdmissionMetrics
 from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.ledger import Ledger
@@ -25,6 +26,7 @@ def names(registry: CollectorRegistry) -> set[str]:
 def test_the_page_names_the_metrics_that_there_are() -> None:
     router = CollectorRegistry()
     RouterMetrics(router)
+    AdmissionMetrics(router)
     ledger = Ledger(lambda: 0.0)
     breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))
     router.register(FleetCollector(Fleet(ledger, lambda _: None), ledger, breakers, lambda: 0.0))

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView
 from discovery.endpoint import Endpoint
+from router.admission import Admission, AdmissionRules
+from router.admission_metrics import AdmissionMetrics
 from router.attempt import Metadata, OnLink, OnLoad, Part
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault
@@ -22,6 +24,8 @@ from router.learned import Learned
 from router.ledger import Ledger
 from router.metrics import RouterMetrics
 from router.policy import Policy
+from router.retry_budget import RetryBudget, RetryBudgetRules
+from router.room import RoomRules, Rooms
 from router.router import RetryRules, Router
 from router.scorers import Rates
 from router.sessions import Sessions
@@ -30,7 +34,7 @@ from router.ways import Ways
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
-from stoker_common.refusal import Code, Refusal, invalid, unavailable
+from stoker_common.refusal import Code, Refusal, exhausted, invalid, unavailable
 from tests.fakes.clock import FakeClock
 from tests.fakes.until import until
 from tests.unit.router.builders import MODEL, endpoint, key, view
@@ -139,10 +143,21 @@ class Bench:
         self.fleet = Fleet(self.learned.ledger, lambda members: None)
         self.fleet.publish(view(endpoints) if endpoints else CatalogView())
         self.registry = CollectorRegistry()
+        self.retry_budget = RetryBudget(RetryBudgetRules(), self.clock)
+        self.admission = Admission(
+            AdmissionRules(hold_s=0.05),
+            Rooms(RoomRules(), self.learned.ledger, self.clock),
+            self.fleet,
+            self.learned,
+            AdmissionMetrics(self.registry),
+            self.clock,
+        )
         self.router = Router(
             fleet=self.fleet,
             policy=Policy("a", Rates()),
             learned=self.learned,
+            admission=self.admission,
+            retry_budget=self.retry_budget,
             transport=transport,
             metrics=RouterMetrics(self.registry),
             traces=tracing.configure("test", environ={}),
@@ -336,6 +351,37 @@ async def test_three_servers_are_tried_and_the_last_failure_is_told() -> None:
     assert "a server fault" in refusal.message
     assert refusal.retry_after_s is not None
     bench.assert_nothing_in_flight()
+
+
+async def test_a_server_that_is_overloaded_gets_the_request_again_when_it_may_have_room() -> None:
+    busy = EndpointError(Fault.BUSY, exhausted("many wait", reason="SERVER_OVERLOADED", retry_after_s=0.1))
+    transport = Scripted(a_1=[busy])
+    bench = Bench(transport, A1)
+    asking = asyncio.ensure_future(bench.ask())
+    await until(lambda: MODEL in bench.admission.queues())
+    del transport.scripts["a-1"]
+    bench.clock.advance(0.1)
+    assert (await asking).started.server == "a-1"
+    assert transport.asked == ["a-1", "a-1"]
+    bench.assert_nothing_in_flight()
+
+
+async def test_when_the_retry_budget_is_spent_the_last_failure_is_told() -> None:
+    transport = Scripted(a_1=[fault(Fault.SERVER)], a_2=[fault(Fault.SERVER)])
+    bench = Bench(transport, A1, A2, A3)
+    while bench.retry_budget.take():
+        pass
+    refusal = await bench.refused()
+    assert "a server fault" in refusal.message
+    assert len(transport.asked) == 1
+    assert bench.registry.get_sample_value("stoker_router_retries_spared_total") == 1
+
+
+async def test_what_a_lost_server_had_goes_elsewhere_whatever_the_budget() -> None:
+    bench = Bench(Scripted(a_1=[fault(Fault.LINK)]), A1, B1)
+    while bench.retry_budget.take():
+        pass
+    assert (await bench.ask()).started.server == "b-1"
 
 
 async def test_servers_that_were_never_reached_do_not_use_up_the_attempts() -> None:
