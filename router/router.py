@@ -184,6 +184,7 @@ class Router:
                 if not error.fault.retryable:
                     raise error.refusal from error
                 failure = error
+                willing_later.discard(key)  # it was busy before; what it is now counts
                 if error.fault is Fault.BUSY:
                     willing_later.add(key)
                     if error.refusal.reason == "SERVER_OVERLOADED":
