@@ -63,7 +63,8 @@ def encode(endpoint: Endpoint, *, leaving: str | None = None) -> ServiceRecord:
         "kv-tokens": _count("kv_tokens", endpoint.kv_tokens),
         "link-version": _count("link_version", endpoint.link_version),
         "numerics-class": _text("numerics_class", endpoint.numerics_class),
-        "resume-modes": _modes(endpoint.resume_modes),
+        "resume-modes": _modes("resume_modes", endpoint.resume_modes),
+        "exact-modes": _modes("exact_modes", endpoint.exact_modes),
         **_encode_load(endpoint.load),
     }
     if leaving:
@@ -103,7 +104,8 @@ def decode(record: ServiceRecord) -> Endpoint:
         kv_tokens=_number(meta, "kv-tokens"),
         link_version=_number(meta, "link-version"),
         numerics_class=_optional(meta, "numerics-class"),
-        resume_modes=tuple(unescape("resume-modes", mode) for mode in meta.get("resume-modes", "").split(" ") if mode),
+        resume_modes=_decode_modes(meta, "resume-modes"),
+        exact_modes=_decode_modes(meta, "exact-modes"),
         load=_decode_load(meta),
     )
 
@@ -159,10 +161,14 @@ def _text(field: str, text: str) -> str:
     return value
 
 
-def _modes(modes: tuple[str, ...]) -> str:
+def _decode_modes(meta: Mapping[str, str], key: str) -> tuple[str, ...]:
+    return tuple(unescape(key, mode) for mode in meta.get(key, "").split(" ") if mode)
+
+
+def _modes(field: str, modes: tuple[str, ...]) -> str:
     value = " ".join(escape(mode, also=" ") for mode in modes)
     if len(value.encode()) > MAX_VALUE_BYTES or "" in modes:
-        raise EncodeError("resume_modes", f"must be names that take at most {MAX_VALUE_BYTES} bytes")
+        raise EncodeError(field, f"must be names that take at most {MAX_VALUE_BYTES} bytes")
     return value
 
 

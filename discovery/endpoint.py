@@ -57,6 +57,8 @@ class Endpoint:
     link_version: int = 0
     numerics_class: str = ""
     resume_modes: tuple[str, ...] = ()
+    # Those of them whose continuation has the bytes that an unbroken one would have had.
+    exact_modes: tuple[str, ...] = ()
     load: Load = Load()
 
     def model(self, name: str) -> ModelState | None:

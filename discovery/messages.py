@@ -80,4 +80,5 @@ def endpoint_to_proto(endpoint: Endpoint) -> endpoint_pb2.Endpoint:
         load=load_to_proto(endpoint.load),
         numerics_class=endpoint.numerics_class,
         resume_modes=[MODES[name] for name in endpoint.resume_modes if name in MODES],
+        exact_modes=[MODES[name] for name in endpoint.exact_modes if name in MODES],
     )

@@ -48,7 +48,8 @@ class ResumeMode(Enum):
 class EngineInfo:
     """What an engine is, known once it has started. `numerics_class`: equal classes compute equal bytes.
 
-    `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others.
+    `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others. `exact_modes`:
+    of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state.
     """
 
     engine: str
@@ -64,6 +65,7 @@ class EngineInfo:
     accelerator_memory_bytes: int
     numerics_class: str
     resume_modes: tuple[ResumeMode, ...] = ()
+    exact_modes: tuple[ResumeMode, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

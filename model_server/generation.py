@@ -18,14 +18,14 @@ from model_server.meter import Meter, SequenceMeter
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration, started
 from model_server.progress import Progress
-from model_server.resume import resume_mode
+from model_server.resume import exact_modes, resume_mode
 from model_server.seam import Seam
 from model_server.sequences import sequences
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import logs, tracing
 from stoker_common.failure import first_refusal
 from stoker_common.refusal import Code, Refusal, invalid, not_found, unavailable, unimplemented
-from stoker_common.resuming import MODES, Mode
+from stoker_common.resuming import MODES, Mode, continuation
 from stoker_common.tracing import Tracing
 from stoker_common.validate import check_fits, check_generation
 
@@ -226,6 +226,7 @@ class _Run:
         )
         if self._mode is not None:
             response.started.resume_mode = self._mode
+            response.started.resume_exactness = continuation(self._mode, exact_modes(shared.engine.info))
 
     def _finish(self, response: inference_pb2.GenerateStreamResponse) -> None:
         usage = response.finished.usage

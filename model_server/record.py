@@ -68,6 +68,7 @@ def endpoint(identity: Identity, info: EngineInfo, address: str) -> Endpoint:
         link_version=LINK_VERSION,
         numerics_class=info.numerics_class,
         resume_modes=tuple(mode.value for mode in info.resume_modes),
+        exact_modes=tuple(mode.value for mode in info.exact_modes),
     )
 
 

@@ -97,6 +97,7 @@ class Dispatch:
 
     def _began(self, started: inference_pb2.Started) -> None:
         self._try.resume_mode = started.resume_mode
+        self._try.exactness = started.resume_exactness
         self._try.numerics_class = started.numerics_class
         self._flight.prompt_tokens = started.prompt_tokens
         self._flight.cached_tokens = started.cached_tokens

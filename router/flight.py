@@ -12,7 +12,7 @@ from router.policy import Chosen
 from stoker.v1 import endpoint_pb2, inference_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import Code
-from stoker_common.resuming import Mode, exactness
+from stoker_common.resuming import Exactness, Mode, exactness
 from stoker_common.transcript import Transcript
 
 
@@ -30,6 +30,7 @@ class Try:
     code: Code | None = None
     failure: str = ""
     resume_mode: Mode = endpoint_pb2.RESUME_MODE_UNSPECIFIED
+    exactness: Exactness = inference_pb2.EXACTNESS_UNSPECIFIED
     numerics_class: str = ""
 
 
@@ -99,8 +100,7 @@ class Flight:
     def exactness(self) -> "inference_pb2.Exactness.ValueType":
         """How the answer relates to what one server alone would have sent."""
         spoke = [attempt for attempt in self.tries if attempt.numerics_class]
-        modes = [attempt.resume_mode for attempt in spoke if attempt.resume_mode]
-        return exactness(modes, [attempt.numerics_class for attempt in spoke])
+        return exactness((each.exactness for each in spoke), [each.numerics_class for each in spoke])
 
     def attempts(self) -> list[inference_pb2.Attempt]:
         """The tries as the response tells them."""

@@ -31,7 +31,8 @@ def mode_on(
         return None
     offered = {MODES.get(name) for name in endpoint.resume_modes}
     longest = max((len(received.token_ids) for received in transcript.outputs.values()), default=0)
-    for mode in fitting(generation):
+    exact_here = [MODES[name] for name in endpoint.exact_modes if name in MODES]
+    for mode in fitting(generation, exact_here):
         if mode in offered and not (mode == REPLAY and longest * itl_ms > rules.max_replay_ms):
             return mode
     return None

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 
-from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
+from stoker.v1 import generation_pb2, inference_pb2
 from stoker_client.errors import StokerError
 from stoker_common.refusal import Code
-from stoker_common.resuming import exactness
+from stoker_common.resuming import Exactness, exactness
 from stoker_common.transcript import Transcript
 
 Part = inference_pb2.GenerateStreamResponse
@@ -38,7 +38,7 @@ class Story:
         self._started: inference_pb2.Started | None = None
         self._serving: _Serving | None = None
         self._attempts: list[inference_pb2.Attempt] = []
-        self._modes: list[endpoint_pb2.ResumeMode.ValueType] = []
+        self._continuations: list[Exactness] = []
         self._classes: list[str] = []
         self._gained = False
         self._finished = False
@@ -116,7 +116,7 @@ class Story:
             self._started = started
             return part
         if started.resume_mode:
-            self._modes.append(started.resume_mode)
+            self._continuations.append(started.resume_exactness)
         exact = self._generation.on_server_failure == generation_pb2.ON_SERVER_FAILURE_EXACT
         if exact and started.numerics_class != self._started.numerics_class:
             # A router does not let this happen. A model server that is called itself does not know who began.
@@ -132,10 +132,8 @@ class Story:
         if not finished.attempts and self._serving is not None:
             # A model server that was called itself tells none.
             finished.attempts.append(self._attempt(self._serving))
-        modes = {*self._modes, *(each.resume_mode for each in finished.attempts if each.resume_mode)}
         # What the last router says stands for all servers it tried, and it knows nothing of those before.
-        worst = {inference_pb2.EXACTNESS_UNSPECIFIED, finished.exactness, exactness(modes, self._classes)}
-        finished.exactness = max(worst, key=_WORSE.index)
+        finished.exactness = exactness((*self._continuations, finished.exactness), self._classes)
         attempts = [*self._attempts, *finished.attempts]
         del finished.attempts[:]
         finished.attempts.extend(attempts)
@@ -160,14 +158,6 @@ class Story:
             resume_mode=serving.started.resume_mode,
             tokens=self._transcript.tokens - serving.tokens_before,
         )
-
-
-_WORSE = (
-    inference_pb2.EXACTNESS_UNSPECIFIED,
-    inference_pb2.EXACTNESS_BYTES_EXACT,
-    inference_pb2.EXACTNESS_STATE_EXACT,
-    inference_pb2.EXACTNESS_VALID,
-)
 
 
 def _without(part: Part, field: str) -> Part:

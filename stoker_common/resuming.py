@@ -2,17 +2,18 @@
 
 | mode | keeps | price |
 | --- | --- | --- |
-| restore | everything | one prefill |
+| restore | everything, where prefill and decode round alike; else every state | one prefill |
 | prefill | a valid continuation | one prefill |
 | replay | everything | a decode step for each token that was emitted |
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeAlias
 
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 
 Mode: TypeAlias = endpoint_pb2.ResumeMode.ValueType
+Exactness: TypeAlias = inference_pb2.Exactness.ValueType
 
 PREFILL = endpoint_pb2.RESUME_MODE_PREFILL
 REPLAY = endpoint_pb2.RESUME_MODE_REPLAY
@@ -46,18 +47,48 @@ def is_stateful(generation: generation_pb2.Generation) -> bool:
     return any(field.name in _STATEFUL for field, _ in sampling.ListFields())
 
 
-def fitting(generation: generation_pb2.Generation) -> tuple[Mode, ...]:
-    """The modes that keep what the request asks for, cheapest first."""
-    exact = generation.on_server_failure == generation_pb2.ON_SERVER_FAILURE_EXACT
-    return (RESTORE, REPLAY) if exact or is_stateful(generation) else (RESTORE, PREFILL, REPLAY)
+def is_repeatable(generation: generation_pb2.Generation) -> bool:
+    """Whether asking twice should give the same: then the bytes of a continuation can be right or wrong."""
+    sampling = generation.sampling
+    return sampling.HasField("seed") or (sampling.HasField("temperature") and sampling.temperature == 0.0)
 
 
-def exactness(modes: Collection[Mode], numerics_classes: Collection[str]) -> "inference_pb2.Exactness.ValueType":
-    """How an answer relates to what one server alone would have sent, by how it was taken over and by whom."""
-    if not modes:
-        return inference_pb2.EXACTNESS_UNSPECIFIED
-    if PREFILL in modes:
+def fitting(generation: generation_pb2.Generation, exact: Collection[Mode] = (RESTORE, REPLAY)) -> tuple[Mode, ...]:
+    """The modes that keep what the request asks for, best first, where `exact` are those that keep the bytes.
+
+    Where prefill and decode round differently (bf16 on processors), restore keeps every state and not every byte; then
+    replay comes before it for requests whose bytes matter.
+    """
+    keeping = tuple(mode for mode in (RESTORE, REPLAY) if mode in exact)
+    if generation.sampling.HasField("thinking_token_budget"):
+        keeping = tuple(mode for mode in keeping if mode == REPLAY)  # the others lose count of the thinking tokens
+        return keeping if generation.on_server_failure == generation_pb2.ON_SERVER_FAILURE_EXACT else (REPLAY,)
+    if generation.on_server_failure == generation_pb2.ON_SERVER_FAILURE_EXACT:
+        return keeping
+    valid = (RESTORE, REPLAY) if is_stateful(generation) else (RESTORE, PREFILL, REPLAY)
+    first = keeping if is_repeatable(generation) or is_stateful(generation) else ()
+    return tuple(dict.fromkeys((*first, *valid)))
+
+
+# From what one server alone would have sent to what only could have been sent.
+_WORSE = (
+    inference_pb2.EXACTNESS_UNSPECIFIED,
+    inference_pb2.EXACTNESS_BYTES_EXACT,
+    inference_pb2.EXACTNESS_STATE_EXACT,
+    inference_pb2.EXACTNESS_VALID,
+)
+
+
+def continuation(mode: Mode, exact: Collection[Mode]) -> Exactness:
+    """How exact a continuation by `mode` is, on a server whose `exact` modes keep the bytes."""
+    if mode == PREFILL:
         return inference_pb2.EXACTNESS_VALID
-    if len(set(numerics_classes)) == 1:
-        return inference_pb2.EXACTNESS_BYTES_EXACT
-    return inference_pb2.EXACTNESS_STATE_EXACT
+    return inference_pb2.EXACTNESS_BYTES_EXACT if mode in exact else inference_pb2.EXACTNESS_STATE_EXACT
+
+
+def exactness(continuations: Iterable[Exactness], numerics_classes: Collection[str]) -> Exactness:
+    """How an answer relates to what one server alone would have sent: as its worst part, given who spoke."""
+    worst = max(continuations, key=_WORSE.index, default=inference_pb2.EXACTNESS_UNSPECIFIED)
+    if worst == inference_pb2.EXACTNESS_BYTES_EXACT and len(set(numerics_classes)) > 1:
+        return inference_pb2.EXACTNESS_STATE_EXACT
+    return worst

@@ -24,6 +24,10 @@ prompt, **replay** starts over and forces them. With `EXACT` the server must be 
 Where no server has a mode of the row, the stream ends with UNAVAILABLE, NOT_RESUMABLE. With `FAIL` it always ends:
 UNAVAILABLE, SERVER_FAILED or SERVER_LOST. A replay longer than 10 s is not begun.
 
+The rows hold where restore keeps every byte, as on GPUs. A processor in bf16 rounds a prefill otherwise than decoding:
+such a server leaves restore out of its `exact_modes` ([ADR 26](adr/0026-resume-modes.md)). There replay comes before
+restore wherever asking twice should give the same (a seed, temperature 0, penalties, a grammar); `EXACT` means replay.
+
 | request | `RESUME` | `EXACT` | what is kept, and why |
 | --- | --- | --- | --- |
 """

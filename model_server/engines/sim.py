@@ -88,6 +88,7 @@ class SimEngine:
             accelerator_memory_bytes=settings.accelerator_memory_bytes,
             numerics_class=NUMERICS_CLASS,
             resume_modes=tuple(ResumeMode),
+            exact_modes=(ResumeMode.REPLAY, ResumeMode.RESTORE),
         )
 
     async def start(self) -> None:

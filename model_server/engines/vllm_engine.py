@@ -89,6 +89,7 @@ class VllmEngine:
             accelerator_memory_bytes=facts.accelerator_memory_bytes,
             numerics_class=";".join(f"{key}={value}" for key, value in facts.numerics.items()),
             resume_modes=tuple(modes),
+            exact_modes=vllm_resume.exact(modes, on_cpu=settings.on_cpu, dtype=facts.numerics.get("dtype", "")),
         )
 
     @property

@@ -1,5 +1,6 @@
 """A request that goes on with another engine's output, made ready for vLLM: what to ask of it, what to send first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,16 @@ class Limits:
     modes: tuple[ResumeMode, ...]
     vocabulary: int
     max_model_tokens: int
+
+
+def exact(modes: Sequence[ResumeMode], *, on_cpu: bool, dtype: str) -> tuple[ResumeMode, ...]:
+    """The modes whose bytes are an unbroken output's. A processor rounds bf16 differently in prefill and in decode.
+
+    Measured: docs/adr/0026.
+    """
+    rounds_alike = not on_cpu or dtype == "float32"
+    keeping = (ResumeMode.REPLAY, ResumeMode.RESTORE) if rounds_alike else (ResumeMode.REPLAY,)
+    return tuple(mode for mode in modes if mode in keeping)
 
 
 def refuse(request: EngineRequest, limits: Limits) -> None:

@@ -73,6 +73,13 @@ class ResumeContract:
         if mode not in engine.info.resume_modes and "refused" not in request.node.name:
             pytest.skip(f"the engine does not {mode.value}")
 
+    async def test_no_mode_is_exact_that_it_does_not_offer_or_that_is_not_exact_here(
+        self, engine: Engine, capabilities: Capabilities, mode: ResumeMode
+    ) -> None:
+        if mode in engine.info.exact_modes:
+            assert mode in engine.info.resume_modes and mode is not ResumeMode.PREFILL
+            assert mode in capabilities.resumes_exactly
+
     async def request(
         self, engine: Engine, sampling: Sampling, max_tokens: int, *, prompt: str = PROMPT
     ) -> EngineRequest:

@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stoker/v1/endpoint.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe0\x02\n\x08\x45ndpoint\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x06 \x01(\t\x12+\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x01(\x0b\x32\x16.stoker.v1.Accelerator\x12%\n\x08\x63\x61pacity\x18\x08 \x01(\x0b\x32\x13.stoker.v1.Capacity\x12\x14\n\x0clink_version\x18\t \x01(\x05\x12 \n\x06models\x18\n \x03(\x0b\x32\x10.stoker.v1.Model\x12\x1d\n\x04load\x18\x0b \x01(\x0b\x32\x0f.stoker.v1.Load\x12\x16\n\x0enumerics_class\x18\x0c \x01(\t\x12+\n\x0cresume_modes\x18\r \x03(\x0e\x32\x15.stoker.v1.ResumeMode\"@\n\x0b\x41\x63\x63\x65lerator\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\"2\n\x08\x43\x61pacity\x12\x13\n\x0bmax_streams\x18\x01 \x01(\x05\x12\x11\n\tkv_tokens\x18\x02 \x01(\x03\"\x98\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\tresidency\x18\x02 \x01(\x0e\x32\x14.stoker.v1.Residency\x12\x30\n\rtime_to_ready\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10max_model_tokens\x18\x04 \x01(\x05\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\t\"\xcf\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x10\n\x08kv_usage\x18\x03 \x01(\x01\x12\x13\n\x0butilization\x18\x04 \x01(\x01\x12\x14\n\x0cmemory_usage\x18\x05 \x01(\x01\x12\x1d\n\x15waiting_prompt_tokens\x18\x06 \x01(\x03\x12!\n\x19prefill_tokens_per_second\x18\x07 \x01(\x01\x12&\n\x03itl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration*{\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x11\n\rRESIDENCY_HOT\x10\x01\x12\x14\n\x10RESIDENCY_ASLEEP\x10\x02\x12\x14\n\x10RESIDENCY_STAGED\x10\x03\x12\x14\n\x10RESIDENCY_LISTED\x10\x04*s\n\nResumeMode\x12\x1b\n\x17RESUME_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13RESUME_MODE_PREFILL\x10\x01\x12\x16\n\x12RESUME_MODE_REPLAY\x10\x02\x12\x17\n\x13RESUME_MODE_RESTORE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18stoker/v1/endpoint.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\"\x8c\x03\n\x08\x45ndpoint\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x06 \x01(\t\x12+\n\x0b\x61\x63\x63\x65lerator\x18\x07 \x01(\x0b\x32\x16.stoker.v1.Accelerator\x12%\n\x08\x63\x61pacity\x18\x08 \x01(\x0b\x32\x13.stoker.v1.Capacity\x12\x14\n\x0clink_version\x18\t \x01(\x05\x12 \n\x06models\x18\n \x03(\x0b\x32\x10.stoker.v1.Model\x12\x1d\n\x04load\x18\x0b \x01(\x0b\x32\x0f.stoker.v1.Load\x12\x16\n\x0enumerics_class\x18\x0c \x01(\t\x12+\n\x0cresume_modes\x18\r \x03(\x0e\x32\x15.stoker.v1.ResumeMode\x12*\n\x0b\x65xact_modes\x18\x0e \x03(\x0e\x32\x15.stoker.v1.ResumeMode\"@\n\x0b\x41\x63\x63\x65lerator\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x05\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\"2\n\x08\x43\x61pacity\x12\x13\n\x0bmax_streams\x18\x01 \x01(\x05\x12\x11\n\tkv_tokens\x18\x02 \x01(\x03\"\x98\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\tresidency\x18\x02 \x01(\x0e\x32\x14.stoker.v1.Residency\x12\x30\n\rtime_to_ready\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10max_model_tokens\x18\x04 \x01(\x05\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\t\"\xcf\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x10\n\x08kv_usage\x18\x03 \x01(\x01\x12\x13\n\x0butilization\x18\x04 \x01(\x01\x12\x14\n\x0cmemory_usage\x18\x05 \x01(\x01\x12\x1d\n\x15waiting_prompt_tokens\x18\x06 \x01(\x03\x12!\n\x19prefill_tokens_per_second\x18\x07 \x01(\x01\x12&\n\x03itl\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration*{\n\tResidency\x12\x19\n\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x11\n\rRESIDENCY_HOT\x10\x01\x12\x14\n\x10RESIDENCY_ASLEEP\x10\x02\x12\x14\n\x10RESIDENCY_STAGED\x10\x03\x12\x14\n\x10RESIDENCY_LISTED\x10\x04*s\n\nResumeMode\x12\x1b\n\x17RESUME_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13RESUME_MODE_PREFILL\x10\x01\x12\x16\n\x12RESUME_MODE_REPLAY\x10\x02\x12\x17\n\x13RESUME_MODE_RESTORE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stoker.v1.endpoint_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESIDENCY']._serialized_start=909
-  _globals['_RESIDENCY']._serialized_end=1032
-  _globals['_RESUMEMODE']._serialized_start=1034
-  _globals['_RESUMEMODE']._serialized_end=1149
+  _globals['_RESIDENCY']._serialized_start=953
+  _globals['_RESIDENCY']._serialized_end=1076
+  _globals['_RESUMEMODE']._serialized_start=1078
+  _globals['_RESUMEMODE']._serialized_end=1193
   _globals['_ENDPOINT']._serialized_start=72
-  _globals['_ENDPOINT']._serialized_end=424
-  _globals['_ACCELERATOR']._serialized_start=426
-  _globals['_ACCELERATOR']._serialized_end=490
-  _globals['_CAPACITY']._serialized_start=492
-  _globals['_CAPACITY']._serialized_end=542
-  _globals['_MODEL']._serialized_start=545
-  _globals['_MODEL']._serialized_end=697
-  _globals['_LOAD']._serialized_start=700
-  _globals['_LOAD']._serialized_end=907
+  _globals['_ENDPOINT']._serialized_end=468
+  _globals['_ACCELERATOR']._serialized_start=470
+  _globals['_ACCELERATOR']._serialized_end=534
+  _globals['_CAPACITY']._serialized_start=536
+  _globals['_CAPACITY']._serialized_end=586
+  _globals['_MODEL']._serialized_start=589
+  _globals['_MODEL']._serialized_end=741
+  _globals['_LOAD']._serialized_start=744
+  _globals['_LOAD']._serialized_end=951
 # @@protoc_insertion_point(module_scope)

@@ -99,6 +99,7 @@ class Endpoint(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     NUMERICS_CLASS_FIELD_NUMBER: _builtins.int
     RESUME_MODES_FIELD_NUMBER: _builtins.int
+    EXACT_MODES_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """Its id: the service id in Consul."""
     address: _builtins.str
@@ -135,6 +136,10 @@ class Endpoint(_message.Message):
     def resume_modes(self) -> _containers.RepeatedScalarFieldContainer[Global___ResumeMode.ValueType]:
         """How it can take over another server's generation."""
 
+    @_builtins.property
+    def exact_modes(self) -> _containers.RepeatedScalarFieldContainer[Global___ResumeMode.ValueType]:
+        """Those of them whose continuation has the bytes that an unbroken one would have had, where that is repeatable at all."""
+
     def __init__(
         self,
         *,
@@ -151,10 +156,11 @@ class Endpoint(_message.Message):
         load: Global___Load | None = ...,
         numerics_class: _builtins.str = ...,
         resume_modes: _abc.Iterable[Global___ResumeMode.ValueType] | None = ...,
+        exact_modes: _abc.Iterable[Global___ResumeMode.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "capacity", b"capacity", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "address", b"address", "capacity", b"capacity", "engine", b"engine", "engine_version", b"engine_version", "epoch", b"epoch", "link_version", b"link_version", "load", b"load", "models", b"models", "numerics_class", b"numerics_class", "resume_modes", b"resume_modes", "server", b"server", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "address", b"address", "capacity", b"capacity", "engine", b"engine", "engine_version", b"engine_version", "epoch", b"epoch", "exact_modes", b"exact_modes", "link_version", b"link_version", "load", b"load", "models", b"models", "numerics_class", b"numerics_class", "resume_modes", b"resume_modes", "server", b"server", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

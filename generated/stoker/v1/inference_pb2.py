@@ -28,17 +28,17 @@ from stoker.v1 import generation_pb2 as stoker_dot_v1_dot_generation__pb2
 from stoker.v1 import pick_pb2 as stoker_dot_v1_dot_pick__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stoker/v1/inference.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18stoker/v1/endpoint.proto\x1a\x1astoker/v1/generation.proto\x1a\x14stoker/v1/pick.proto\"<\n\x0fGenerateRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\"\x82\x01\n\x10GenerateResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Started\x12\"\n\x07outputs\x18\x02 \x03(\x0b\x32\x11.stoker.v1.Output\x12%\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.stoker.v1.Finished\"B\n\x15GenerateStreamRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\"\xad\x01\n\x16GenerateStreamResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Started\x12 \n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x10.stoker.v1.Delta\x12%\n\x08progress\x18\x03 \x01(\x0b\x32\x13.stoker.v1.Progress\x12%\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x13.stoker.v1.Finished\"\xd6\x02\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06server\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x05\x12\x15\n\rcached_tokens\x18\x07 \x01(\x05\x12\x18\n\x10prompt_token_ids\x18\x08 \x03(\x05\x12\x31\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x18.stoker.v1.TokenLogprobs\x12\x16\n\x0enumerics_class\x18\n \x01(\t\x12\x1d\n\x04pick\x18\x0b \x01(\x0b\x32\x0f.stoker.v1.Pick\x12\x1d\n\x04load\x18\x0c \x01(\x0b\x32\x0f.stoker.v1.Load\x12*\n\x0bresume_mode\x18\r \x01(\x0e\x32\x15.stoker.v1.ResumeMode\"\xd1\x01\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.stoker.v1.TokenLogprobs\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.stoker.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x06 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x07 \x01(\x05H\x00\x42\x0c\n\nstopped_by\"\xd2\x01\n\x06Output\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.stoker.v1.TokenLogprobs\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.stoker.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x06 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x07 \x01(\x05H\x00\x42\x0c\n\nstopped_by\"S\n\rTokenLogprobs\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Logprob\x12\x1f\n\x03top\x18\x02 \x03(\x0b\x32\x12.stoker.v1.Logprob\"H\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x0c\n\x04rank\x18\x04 \x01(\x05\"l\n\x08Progress\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x02 \x01(\t\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12,\n\tremaining\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x01\n\x08\x46inished\x12\x1f\n\x05usage\x18\x01 \x01(\x0b\x32\x10.stoker.v1.Usage\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.stoker.v1.Timings\x12$\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x12.stoker.v1.Attempt\x12\'\n\texactness\x18\x04 \x01(\x0e\x32\x14.stoker.v1.Exactness\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x03\"\xd7\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04ttft\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03itl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbd\x01\n\x07\x41ttempt\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12+\n\x08\x64uration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0bresume_mode\x18\x07 \x01(\x0e\x32\x15.stoker.v1.ResumeMode\x12\x0e\n\x06tokens\x18\x08 \x01(\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_REPETITION\x10\x03*q\n\tExactness\x12\x19\n\x15\x45XACTNESS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45XACTNESS_STATE_EXACT\x10\x01\x12\x19\n\x15\x45XACTNESS_BYTES_EXACT\x10\x02\x12\x13\n\x0f\x45XACTNESS_VALID\x10\x03\x32\xb0\x01\n\x10InferenceService\x12\x43\n\x08Generate\x12\x1a.stoker.v1.GenerateRequest\x1a\x1b.stoker.v1.GenerateResponse\x12W\n\x0eGenerateStream\x12 .stoker.v1.GenerateStreamRequest\x1a!.stoker.v1.GenerateStreamResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stoker/v1/inference.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18stoker/v1/endpoint.proto\x1a\x1astoker/v1/generation.proto\x1a\x14stoker/v1/pick.proto\"<\n\x0fGenerateRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\"\x82\x01\n\x10GenerateResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Started\x12\"\n\x07outputs\x18\x02 \x03(\x0b\x32\x11.stoker.v1.Output\x12%\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.stoker.v1.Finished\"B\n\x15GenerateStreamRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\"\xad\x01\n\x16GenerateStreamResponse\x12#\n\x07started\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Started\x12 \n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x10.stoker.v1.Delta\x12%\n\x08progress\x18\x03 \x01(\x0b\x32\x13.stoker.v1.Progress\x12%\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x13.stoker.v1.Finished\"\x86\x03\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06server\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\t\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x05\x12\x15\n\rcached_tokens\x18\x07 \x01(\x05\x12\x18\n\x10prompt_token_ids\x18\x08 \x03(\x05\x12\x31\n\x0fprompt_logprobs\x18\t \x03(\x0b\x32\x18.stoker.v1.TokenLogprobs\x12\x16\n\x0enumerics_class\x18\n \x01(\t\x12\x1d\n\x04pick\x18\x0b \x01(\x0b\x32\x0f.stoker.v1.Pick\x12\x1d\n\x04load\x18\x0c \x01(\x0b\x32\x0f.stoker.v1.Load\x12*\n\x0bresume_mode\x18\r \x01(\x0e\x32\x15.stoker.v1.ResumeMode\x12.\n\x10resume_exactness\x18\x0e \x01(\x0e\x32\x14.stoker.v1.Exactness\"\xd1\x01\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.stoker.v1.TokenLogprobs\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.stoker.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x06 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x07 \x01(\x05H\x00\x42\x0c\n\nstopped_by\"\xd2\x01\n\x06Output\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.stoker.v1.TokenLogprobs\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.stoker.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x06 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x07 \x01(\x05H\x00\x42\x0c\n\nstopped_by\"S\n\rTokenLogprobs\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.stoker.v1.Logprob\x12\x1f\n\x03top\x18\x02 \x03(\x0b\x32\x12.stoker.v1.Logprob\"H\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12\x0c\n\x04rank\x18\x04 \x01(\x05\"l\n\x08Progress\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63tivity\x18\x02 \x01(\t\x12\x10\n\x08\x66raction\x18\x03 \x01(\x01\x12,\n\tremaining\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9f\x01\n\x08\x46inished\x12\x1f\n\x05usage\x18\x01 \x01(\x0b\x32\x10.stoker.v1.Usage\x12#\n\x07timings\x18\x02 \x01(\x0b\x32\x12.stoker.v1.Timings\x12$\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x12.stoker.v1.Attempt\x12\'\n\texactness\x18\x04 \x01(\x0e\x32\x14.stoker.v1.Exactness\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x15\n\rcached_tokens\x18\x02 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x03\"\xd7\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04load\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04ttft\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03itl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xbd\x01\n\x07\x41ttempt\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12+\n\x08\x64uration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x0bresume_mode\x18\x07 \x01(\x0e\x32\x15.stoker.v1.ResumeMode\x12\x0e\n\x06tokens\x18\x08 \x01(\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_REPETITION\x10\x03*q\n\tExactness\x12\x19\n\x15\x45XACTNESS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45XACTNESS_STATE_EXACT\x10\x01\x12\x19\n\x15\x45XACTNESS_BYTES_EXACT\x10\x02\x12\x13\n\x0f\x45XACTNESS_VALID\x10\x03\x32\xb0\x01\n\x10InferenceService\x12\x43\n\x08Generate\x12\x1a.stoker.v1.GenerateRequest\x1a\x1b.stoker.v1.GenerateResponse\x12W\n\x0eGenerateStream\x12 .stoker.v1.GenerateStreamRequest\x1a!.stoker.v1.GenerateStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stoker.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2280
-  _globals['_FINISHREASON']._serialized_end=2405
-  _globals['_EXACTNESS']._serialized_start=2407
-  _globals['_EXACTNESS']._serialized_end=2520
+  _globals['_FINISHREASON']._serialized_start=2328
+  _globals['_FINISHREASON']._serialized_end=2453
+  _globals['_EXACTNESS']._serialized_start=2455
+  _globals['_EXACTNESS']._serialized_end=2568
   _globals['_GENERATEREQUEST']._serialized_start=148
   _globals['_GENERATEREQUEST']._serialized_end=208
   _globals['_GENERATERESPONSE']._serialized_start=211
@@ -48,25 +48,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATESTREAMRESPONSE']._serialized_start=412
   _globals['_GENERATESTREAMRESPONSE']._serialized_end=585
   _globals['_STARTED']._serialized_start=588
-  _globals['_STARTED']._serialized_end=930
-  _globals['_DELTA']._serialized_start=933
-  _globals['_DELTA']._serialized_end=1142
-  _globals['_OUTPUT']._serialized_start=1145
-  _globals['_OUTPUT']._serialized_end=1355
-  _globals['_TOKENLOGPROBS']._serialized_start=1357
-  _globals['_TOKENLOGPROBS']._serialized_end=1440
-  _globals['_LOGPROB']._serialized_start=1442
-  _globals['_LOGPROB']._serialized_end=1514
-  _globals['_PROGRESS']._serialized_start=1516
-  _globals['_PROGRESS']._serialized_end=1624
-  _globals['_FINISHED']._serialized_start=1627
-  _globals['_FINISHED']._serialized_end=1786
-  _globals['_USAGE']._serialized_start=1788
-  _globals['_USAGE']._serialized_end=1868
-  _globals['_TIMINGS']._serialized_start=1871
-  _globals['_TIMINGS']._serialized_end=2086
-  _globals['_ATTEMPT']._serialized_start=2089
-  _globals['_ATTEMPT']._serialized_end=2278
-  _globals['_INFERENCESERVICE']._serialized_start=2523
-  _globals['_INFERENCESERVICE']._serialized_end=2699
+  _globals['_STARTED']._serialized_end=978
+  _globals['_DELTA']._serialized_start=981
+  _globals['_DELTA']._serialized_end=1190
+  _globals['_OUTPUT']._serialized_start=1193
+  _globals['_OUTPUT']._serialized_end=1403
+  _globals['_TOKENLOGPROBS']._serialized_start=1405
+  _globals['_TOKENLOGPROBS']._serialized_end=1488
+  _globals['_LOGPROB']._serialized_start=1490
+  _globals['_LOGPROB']._serialized_end=1562
+  _globals['_PROGRESS']._serialized_start=1564
+  _globals['_PROGRESS']._serialized_end=1672
+  _globals['_FINISHED']._serialized_start=1675
+  _globals['_FINISHED']._serialized_end=1834
+  _globals['_USAGE']._serialized_start=1836
+  _globals['_USAGE']._serialized_end=1916
+  _globals['_TIMINGS']._serialized_start=1919
+  _globals['_TIMINGS']._serialized_end=2134
+  _globals['_ATTEMPT']._serialized_start=2137
+  _globals['_ATTEMPT']._serialized_end=2326
+  _globals['_INFERENCESERVICE']._serialized_start=2571
+  _globals['_INFERENCESERVICE']._serialized_end=2747
 # @@protoc_insertion_point(module_scope)

@@ -232,6 +232,7 @@ class Started(_message.Message):
     PICK_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     RESUME_MODE_FIELD_NUMBER: _builtins.int
+    RESUME_EXACTNESS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     model: _builtins.str
@@ -250,6 +251,8 @@ class Started(_message.Message):
     """The server's numerics class: equal classes compute equal bytes."""
     resume_mode: _endpoint_pb2.ResumeMode.ValueType
     """How the server took over what another began; absent for a new generation."""
+    resume_exactness: Global___Exactness.ValueType
+    """How exact a continuation by that mode is, on this server and among servers of its numerics class."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids."""
@@ -282,10 +285,11 @@ class Started(_message.Message):
         pick: _pick_pb2.Pick | None = ...,
         load: _endpoint_pb2.Load | None = ...,
         resume_mode: _endpoint_pb2.ResumeMode.ValueType = ...,
+        resume_exactness: Global___Exactness.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "pick", b"pick"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "epoch", b"epoch", "load", b"load", "model", b"model", "numerics_class", b"numerics_class", "pick", b"pick", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "resume_mode", b"resume_mode", "server", b"server", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "epoch", b"epoch", "load", b"load", "model", b"model", "numerics_class", b"numerics_class", "pick", b"pick", "prompt_logprobs", b"prompt_logprobs", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "resume_exactness", b"resume_exactness", "resume_mode", b"resume_mode", "server", b"server", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -204,7 +204,8 @@ async def test_maintenance_moves_streams_and_leaves_those_that_must_not_move(lin
         found = await answers
         for answer, wanted in zip(found, expected, strict=True):
             assert_same(answer, wanted)
-        assert len(found[0].finished.attempts) == 1
+        # Before its first token it may be sent elsewhere like any other.
+        assert len([attempt for attempt in found[0].finished.attempts if attempt.tokens]) == 1
         await until(up.idle)
 
 

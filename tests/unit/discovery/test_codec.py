@@ -50,6 +50,7 @@ endpoints = st.builds(
     link_version=counts,
     numerics_class=text,
     resume_modes=st.lists(text.filter(bool), max_size=4).map(tuple),
+    exact_modes=st.lists(text.filter(bool), max_size=4).map(tuple),
     load=loads,
 )
 
@@ -135,6 +136,7 @@ def test_what_fits_while_serving_fits_when_leaving(leaving: str | None) -> None:
         ({"max_streams": -1}, "max_streams"),
         ({"kv_tokens": 10**18}, "kv_tokens"),
         ({"resume_modes": ("",)}, "resume_modes"),
+        ({"exact_modes": ("",)}, "exact_modes"),
     ],
 )
 def test_what_consul_cannot_hold_is_refused_by_field(change: dict[str, Any], field: str) -> None:

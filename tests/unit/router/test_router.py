@@ -35,6 +35,8 @@ from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
 from stoker_common.refusal import Code, Refusal, exhausted, invalid, unavailable
+from stoker_common.resuming import MODES
+from stoker_common.resuming import continuation as continuation_exactness
 from tests.fakes.clock import FakeClock
 from tests.fakes.until import until
 from tests.unit.router.builders import MODEL, endpoint, key, view
@@ -73,6 +75,8 @@ def continuation(of: Endpoint, state: generation_pb2.ResumeState) -> Script:
     """What comes after the tokens 1, 2, … that were received."""
     first = started(of)
     first.started.resume_mode = state.mode
+    exact = [MODES[name] for name in of.exact_modes]
+    first.started.resume_exactness = continuation_exactness(state.mode, exact)
     received = len(state.outputs[0].token_ids) if state.outputs else 0
     return [first, *(token(number) for number in range(received + 1, 5)), finished(4)]
 
@@ -222,7 +226,8 @@ RESUMING = ("prefill", "replay", "restore")
 
 
 def resuming(of: Endpoint, *modes: str, numerics_class: str = "n-1") -> Endpoint:
-    return replace(of, resume_modes=modes or RESUMING, numerics_class=numerics_class)
+    exact = tuple(mode for mode in modes or RESUMING if mode != "prefill")
+    return replace(of, resume_modes=modes or RESUMING, exact_modes=exact, numerics_class=numerics_class)
 
 
 async def test_a_broken_stream_goes_on_elsewhere_and_the_client_sees_one_stream() -> None:

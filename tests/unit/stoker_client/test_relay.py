@@ -13,6 +13,7 @@ from stoker_client.relay import ResumeRules, relayed
 from stoker_client.story import Part
 from stoker_common.fold import Fold
 from stoker_common.refusal import Code
+from stoker_common.resuming import continuation
 
 LOST = StokerError(Code.UNAVAILABLE, "Socket closed", reason="UNAVAILABLE")
 RESUME = generation_pb2.ON_SERVER_FAILURE_UNSPECIFIED
@@ -25,6 +26,8 @@ def started(server: str, mode: endpoint_pb2.ResumeMode.ValueType = 0, numerics: 
     told = inference_pb2.Started(
         request_id="r", model="m@2", server=server, zone="zone-a", epoch="e", numerics_class=numerics, resume_mode=mode
     )
+    if mode:
+        told.resume_exactness = continuation(mode, (endpoint_pb2.RESUME_MODE_REPLAY, endpoint_pb2.RESUME_MODE_RESTORE))
     told.prompt_token_ids.extend([7, 8] if ids else [])
     return Part(started=told)
 

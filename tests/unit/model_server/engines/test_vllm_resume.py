@@ -40,6 +40,21 @@ def limits(module: ModuleType, *modes: ResumeMode, context: int = 100) -> Any:
     return module.Limits(modes or tuple(ResumeMode), 50, context)
 
 
+@pytest.mark.parametrize(
+    ("on_cpu", "dtype", "exact"),
+    [
+        (False, "bfloat16", (REPLAY, RESTORE)),
+        (True, "bfloat16", (REPLAY,)),
+        (True, "float32", (REPLAY, RESTORE)),
+    ],
+)
+def test_which_modes_keep_every_byte(
+    module: ModuleType, on_cpu: bool, dtype: str, exact: tuple[ResumeMode, ...]
+) -> None:
+    assert set(module.exact(tuple(ResumeMode), on_cpu=on_cpu, dtype=dtype)) == set(exact)
+    assert module.exact((PREFILL,), on_cpu=on_cpu, dtype=dtype) == ()
+
+
 class Letters:
     """A detokenizer as vLLM's: one letter an id, and `stop` ends the text before the stop string."""
 
