@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from discovery.agent_api import AgentApi, TtlCheck
-from discovery.backoff import Backoff
 from discovery.catalog_text import escape
 from discovery.codec import SERVICE, ServiceRecord, encode
 from discovery.endpoint import Endpoint, Load
 from discovery.errors import CatalogError
 from discovery.write_rules import Written, write_due_s
+from stoker_common.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from discovery.agent_api import AgentApi
-from discovery.backoff import Backoff
 from discovery.catalog import CatalogView, ZoneView
 from discovery.errors import CatalogError
 from discovery.zone_watch import WatcherTiming, ZoneWatch
+from stoker_common.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

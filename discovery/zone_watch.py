@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from discovery.agent_api import AgentApi, Answer
-from discovery.backoff import Backoff
 from discovery.catalog import CatalogState, ZoneView
 from discovery.codec import SERVICE
 from discovery.consul_answer import Reported, disbelief, read_answer
 from discovery.errors import CatalogError
 from discovery.index_rules import next_index
 from discovery.merge import fail, forget, merge
+from stoker_common.backoff import Backoff
 
 log = logging.getLogger(__name__)
 

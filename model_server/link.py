@@ -14,13 +14,13 @@ import grpc.aio
 from discovery.endpoint import Endpoint
 from discovery.messages import endpoint_to_proto, load_to_proto
 from model_server.generation import Generator
-from model_server.outbox import Outbox
 from model_server.parts import duration
 from model_server.progress import Progress, Watch
 from model_server.record import LINK_VERSION
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common import status, tracing, wire
 from stoker_common.clock import Clock
+from stoker_common.link.outbox import Outbox
 from stoker_common.refusal import invalid, unimplemented
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from discovery.consul_watcher import ConsulWatcher
 from discovery.router_record import ROUTER
 from router.call_transport import CallTransport
 from router.config import RouterSettings
-from router.link import LinkRules
 from router.link_transport import LinkTransport
 from router.registration import registered
 from router.report import Identity
 from router.server import RouterServer, World
 from stoker_common import logs, metrics, tracing
+from stoker_common.link.client import LinkRules
 from stoker_common.settings import SettingsError, load
 
 # Nobody watches for routers, so there is nobody to wait for when the record goes.

@@ -2,25 +2,14 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 from discovery.endpoint import Endpoint, Load
 from router.interrupt import Interrupt
 from stoker.v1 import generation_pb2, inference_pb2
+from stoker_common.link.state import LinkState
 
 Metadata = tuple[tuple[str, str], ...]
-
-
-class LinkState(Enum):
-    """Whether an endpoint's link carries requests."""
-
-    DOWN = "down"
-    UP = "up"
-    # The server said goodbye: what runs goes on, nothing new goes there.
-    LEAVING = "leaving"
-    # Its engine stands still: what ran goes on elsewhere, and only who has no other choice goes there.
-    STALLED = "stalled"
 
 
 OnLoad = Callable[[Endpoint, Load], None]

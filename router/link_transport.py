@@ -5,16 +5,20 @@ import random
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
-from discovery.backoff import Backoff
 from discovery.endpoint import Endpoint
-from router.attempt import LinkState, Metadata, OnLink, OnLoad, Part
+from discovery.messages import load_from_proto
+from router.attempt import Metadata, OnLink, OnLoad, Part
 from router.call_transport import CallTransport
+from router.errors import EndpointError, Fault, endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
-from router.link import VERSION, Link, LinkRules
 from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
+from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
+from stoker_common.link.client import VERSION, Link, LinkRules
+from stoker_common.link.state import Cause, LinkError, LinkState
 
+_FAULTS = {Cause.LOST: Fault.LINK, Cause.STUCK: Fault.SERVER, Cause.SLOW_READER: Fault.CALLER}
 # A link that broke is tried again soon: a restarted server is up within seconds; and not all routers at once.
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.1, 2.0
 
@@ -66,11 +70,14 @@ class LinkTransport:
                 async for part in parts:
                     yield part
             return
-        stream_id, stream = link.open(generation, timeout_s, metadata)
+        traceparent = dict(metadata).get("traceparent", "")
+        stream_id, stream = link.open(generation.SerializeToString(), timeout_s, traceparent)
         interrupt.bind(stream.fail)
         try:
             while (data := await stream.take()) is not None:
                 yield Part(data, inference_pb2.GenerateStreamResponse.FromString(data))
+        except LinkError as error:
+            raise _endpoint_error(error, endpoint) from error
         finally:
             link.close(stream_id)
 
@@ -120,12 +127,20 @@ class LinkTransport:
 
     def _link(self, key: Key, endpoint: Endpoint) -> Link:
         return Link(
-            endpoint,
+            endpoint.server,
+            f"server {endpoint.server} at {endpoint.address} in {endpoint.zone}",
             self._calls.channel(key, endpoint.address),
             self._hello,
             self._rules,
             Backoff(self._rng, _RETRY_FIRST_S, _RETRY_MOST_S),
             self._clock,
-            lambda of, load: self._on_load(of, load),
-            lambda of, state: self._on_link(of, state),
+            lambda load: self._on_load(endpoint, load_from_proto(load)),
+            lambda state: self._on_link(endpoint, state),
         )
+
+
+def _endpoint_error(error: LinkError, endpoint: Endpoint) -> EndpointError:
+    """What a stream that failed on a link says of its endpoint."""
+    if error.cause is Cause.TOLD:
+        return endpoint_error(error.refusal, endpoint, cut=False)
+    return EndpointError(_FAULTS[error.cause], error.refusal)

@@ -14,7 +14,7 @@ from discovery.catalog import CatalogView, Watcher
 from discovery.endpoint import Endpoint, Load
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
-from router.attempt import LinkState, Transport
+from router.attempt import Transport
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import Breakers, Cause, EjectionRules
@@ -38,6 +38,7 @@ from stoker_common.channel import server_options
 from stoker_common.clock import Clock
 from stoker_common.health import SERVICE as HEALTH_SERVICE
 from stoker_common.health import Health
+from stoker_common.link.state import LinkState
 from stoker_common.tracing import Tracing
 
 log = logging.getLogger(__name__)

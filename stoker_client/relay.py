@@ -8,11 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from discovery.backoff import Backoff
 from stoker.v1 import generation_pb2
 from stoker_client.call import Deadline, Metadata
 from stoker_client.errors import StokerError
 from stoker_client.story import Part, Story
+from stoker_common.backoff import Backoff
 from stoker_common.refusal import Code
 
 

@@ -15,14 +15,15 @@ import pytest
 
 from discovery.endpoint import Endpoint, Load
 from model_server.engines.sim_settings import SimSettings
-from router.attempt import LinkState, Part, Transport
+from router.attempt import Part, Transport
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault
 from router.interrupt import Interrupt
-from router.link import LinkRules
 from router.link_transport import LinkTransport
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.fold import Fold
+from stoker_common.link.client import LinkRules
+from stoker_common.link.state import LinkState
 from stoker_common.refusal import Code, unavailable
 from tests.fakes.fleet import FAST, FleetServer, running_server, server_settings
 from tests.fakes.inference import generation

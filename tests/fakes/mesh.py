@@ -12,11 +12,11 @@ from discovery.memory import MemoryCatalog
 from model_server.engines.sim_settings import SimSettings
 from router.call_transport import CallTransport
 from router.config import RouterSettings
-from router.link import LinkRules
 from router.link_transport import LinkTransport
 from router.report import Identity
 from router.server import RouterServer, World
 from stoker_common import tracing
+from stoker_common.link.client import LinkRules
 from stoker_common.tracing import Tracing
 from tests.fakes.fleet import FAST, Catalog, FleetServer, fleet
 from tests.fakes.until import until

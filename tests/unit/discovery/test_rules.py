@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from discovery.backoff import Backoff
 from discovery.codec import encode
 from discovery.consul_http import CALL_TIMEOUT_S, duration_s, timeout_s
 from discovery.endpoint import Endpoint, Load, ModelState, Residency
 from discovery.index_rules import next_index
 from discovery.write_rules import Written, write_due_s
+from stoker_common.backoff import Backoff
 
 pytestmark = pytest.mark.unit
 

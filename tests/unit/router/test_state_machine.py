@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Endpoint
-from router.attempt import LinkState, Metadata, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnLink, OnLoad, Part
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import BreakerState
@@ -29,6 +29,7 @@ from router.report import Identity
 from router.server import RouterServer, World
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
+from stoker_common.link.state import LinkState
 from stoker_common.refusal import Code, Refusal, deadline_exceeded, exhausted, unavailable
 from tests.fakes.virtual_loop import VirtualLoop
 from tests.unit.router.builders import MODEL, endpoint, key

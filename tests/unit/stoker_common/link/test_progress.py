@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from discovery.endpoint import Load
-from router.progress import Progress
+from stoker_common.link.progress import Progress
 
 RUNNING = Load(running=3, prefill_tokens_per_second=1000)
 

@@ -5,7 +5,7 @@ reports streams that run does the counter have to move. A step may be long, a pr
 of this engine was seen to take is allowed twice, and what was to be prefilled when the step began is allowed on top.
 """
 
-from discovery.endpoint import Load
+from typing import Protocol
 
 # No step is believed to take longer: beyond, it is a standstill that ended.
 _LONGEST_STEP_S = 4.0
@@ -15,6 +15,22 @@ _LONGEST_PREFILL_S = 3.0
 _FORGET_S = 120.0
 # Signs of life with the same counter: one may have been sent before the step.
 _SIGNS = 2
+
+
+class Load(Protocol):
+    """What a server's load tells of its engine."""
+
+    @property
+    def running(self) -> int:
+        """Streams in the engine's batch."""
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """Prompt tokens accepted and not yet computed."""
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens computed a second; 0 if not known."""
 
 
 class Progress:

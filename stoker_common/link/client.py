@@ -1,25 +1,26 @@
-"""The router's end of a worker link: one stream to one server, for all of this process's generations there."""
+"""The attaching end of a worker link: one stream to one peer, for all of this process's generations there.
+
+A router attaches to servers, a client to servers or to a router.
+"""
 
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from discovery.backoff import Backoff
-from discovery.endpoint import Endpoint, Load
-from discovery.messages import load_from_proto
-from router.attempt import LinkState, Metadata, OnLink, OnLoad
-from router.errors import EndpointError, Fault, endpoint_error
-from router.link_stream import LinkStream
-from router.progress import Progress
-from router.silence import Silence
-from stoker.v1 import generation_pb2, worker_link_pb2
+from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common import status
+from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
+from stoker_common.link.progress import Progress
+from stoker_common.link.silence import Silence
+from stoker_common.link.state import Cause, LinkError, LinkState
+from stoker_common.link.stream import LinkStream
 from stoker_common.refusal import unavailable
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 METHOD = "/stoker.v1.WorkerLinkService/Attach"
 
+OnLoad = Callable[[endpoint_pb2.Load], None]
+OnState = Callable[[LinkState], None]
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
@@ -37,8 +40,8 @@ class LinkRules:
     # A server sends a heartbeat every 0.5 s at least.
     silent_s: float = 2.0
     tick_s: float = 0.25
-    # An engine whose step counter stands still while it has streams running.
-    stalled_s: float = 2.0
+    # An engine whose step counter stands still while it has streams running. None: the peer has no engine.
+    stalled_s: float | None = 2.0
     # A stream that its server's steps leave out so often, 0.5 s apart.
     idle_looks: int = 4
     # A slow client's unread answer: some minutes of text.
@@ -47,20 +50,25 @@ class LinkRules:
 
 
 class Link:
-    """One server's link. `run` keeps it up; `open` starts a generation while it is up."""
+    """One peer's link. `run` keeps it up, or `attach` holds it once; `open` starts a generation while it is up.
+
+    `peer` is its id for logs, `where` what failures call it: `server a-1 at host:port in zone-a`.
+    """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        peer: str,
+        where: str,
         channel: grpc.aio.Channel,
         hello: worker_link_pb2.Hello,
         rules: LinkRules,
         backoff: Backoff,
         clock: Clock,
         on_load: OnLoad,
-        on_state: OnLink,
+        on_state: OnState,
     ) -> None:
-        self._endpoint = endpoint
+        self._peer = peer
+        self._where = where
         self._channel = channel
         self._hello = hello
         self._rules = rules
@@ -72,31 +80,35 @@ class Link:
         self._streams: dict[int, LinkStream] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
         self._silence = Silence(rules.silent_s, 2 * rules.tick_s, clock())
-        self._progress = Progress(rules.stalled_s, 2 * rules.tick_s, clock())
+        self._progress = Progress(rules.stalled_s, 2 * rules.tick_s, clock()) if rules.stalled_s is not None else None
         self.state = LinkState.DOWN
 
     async def run(self) -> None:
         """Attach, and attach again whenever the link breaks, until cancelled."""
-        try:
-            while True:
-                why = await self._attach_once()
-                self._lost(why)
-                log.warning("link down", extra={"server": self._endpoint.server, "why": why})
-                await asyncio.sleep(self._backoff.delay_s())
-        finally:
-            self._lost("the router let go of it")
+        while True:
+            why = await self.attach()
+            log.warning("link down", extra={"server": self._peer, "why": why})
+            await asyncio.sleep(self._backoff.delay_s())
 
-    def open(
-        self, generation: generation_pb2.Generation, timeout_s: float | None, metadata: Metadata
-    ) -> tuple[int, LinkStream]:
-        """Start a generation; returns its number and its stream. Only while the link is UP."""
+    async def attach(self) -> str:
+        """Attach, and hold the link until it breaks or this is cancelled. Why it is down again."""
+        why = "it was let go of here"
+        try:
+            why = await self._attach_once()
+            return why
+        finally:
+            self._lost(why)
+
+    @property
+    def streams(self) -> int:
+        """Generations under way on it."""
+        return len(self._streams)
+
+    def open(self, generation: bytes, timeout_s: float | None, traceparent: str = "") -> tuple[int, LinkStream]:
+        """Start a generation, a serialised `Generation`; returns its number and its stream. Not while it is DOWN."""
         stream_id = next(self._ids)
         stream = self._streams[stream_id] = LinkStream(self._rules.stream_bytes)
-        start = worker_link_pb2.StartStream(
-            stream_id=stream_id,
-            generation=generation.SerializeToString(),
-            traceparent=dict(metadata).get("traceparent", ""),
-        )
+        start = worker_link_pb2.StartStream(stream_id=stream_id, generation=generation, traceparent=traceparent)
         if timeout_s is not None:
             timeout = Duration()
             timeout.FromNanoseconds(int(timeout_s * 1e9))
@@ -131,7 +143,8 @@ class Link:
                 return
             self._outgoing = asyncio.Queue()
             self._silence.heard()
-            self._progress.begin()
+            if self._progress is not None:
+                self._progress.begin()
             self._backoff.reset()
             self._become(LinkState.UP)
             async with asyncio.TaskGroup() as tasks:
@@ -152,11 +165,12 @@ class Link:
                     self._take(output)
                 for stream_id in step.running_without_output:
                     self._left_out(stream_id)
-                self._sign(step.step, load_from_proto(step.load) if step.HasField("load") else None)
+                self._sign(step.step, step.load if step.HasField("load") else None)
             elif response.HasField("heartbeat"):
-                self._sign(response.heartbeat.step, load_from_proto(response.heartbeat.load))
+                beat = response.heartbeat
+                self._sign(beat.step, beat.load if beat.HasField("load") else None)
             elif response.HasField("goodbye"):
-                log.info("server leaves", extra={"server": self._endpoint.server, "reason": response.goodbye.reason})
+                log.info("server leaves", extra={"server": self._peer, "reason": response.goodbye.reason})
                 self._become(LinkState.LEAVING)
 
     def _take(self, output: worker_link_pb2.StreamOutput) -> None:
@@ -171,7 +185,7 @@ class Link:
             del self._streams[output.stream_id]
             if output.HasField("error"):
                 refusal = status.from_rpc_status(output.error.status)
-                stream.fail(endpoint_error(refusal, self._endpoint, cut=False))
+                stream.fail(LinkError(Cause.TOLD, refusal))
             else:
                 stream.end()
 
@@ -186,17 +200,17 @@ class Link:
             now_s = self._clock()
             if self._silence.tick(now_s):
                 raise _Silent
-            if self._progress.tick(now_s, len(self._streams)):
+            if self._progress is not None and self._progress.tick(now_s, len(self._streams)):
                 self._stalled()
 
-    def _sign(self, step: int, load: Load | None) -> None:
+    def _sign(self, step: int, load: endpoint_pb2.Load | None) -> None:
         """The server said where its engine is."""
-        moved = self._progress.sign(step, load)
+        moved = self._progress is not None and self._progress.sign(step, load)
         if moved and self.state is LinkState.STALLED:
-            log.info("engine moves again", extra={"server": self._endpoint.server, "step": step})
+            log.info("engine moves again", extra={"server": self._peer, "step": step})
             self._become(LinkState.UP)
         if load is not None:
-            self._on_load(self._endpoint, load)
+            self._on_load(load)
 
     def _left_out(self, stream_id: int) -> None:
         """The server works on a stream that gets nothing."""
@@ -209,15 +223,14 @@ class Link:
 
     def _stalled(self) -> None:
         """The engine stands still: what runs goes on elsewhere. Closing the streams cancels them on the server."""
-        log.warning("engine stalled", extra={"server": self._endpoint.server, "streams": len(self._streams)})
+        log.warning("engine stalled", extra={"server": self._peer, "streams": len(self._streams)})
         if self.state is LinkState.UP:
             self._become(LinkState.STALLED)
         for stream in self._streams.values():
             stream.fail(self._stuck("stands still: its engine makes no steps"))
 
-    def _stuck(self, how: str) -> EndpointError:
-        where = f"server {self._endpoint.server} at {self._endpoint.address} in {self._endpoint.zone}"
-        return EndpointError(Fault.SERVER, unavailable(f"{where} {how}", reason="SERVER_STUCK"))
+    def _stuck(self, how: str) -> LinkError:
+        return LinkError(Cause.STUCK, unavailable(f"{self._where} {how}", reason="SERVER_STUCK"))
 
     def _say(self, request: worker_link_pb2.AttachRequest) -> None:
         self._outgoing.put_nowait(request.SerializeToString())
@@ -225,16 +238,14 @@ class Link:
     def _become(self, state: LinkState) -> None:
         if state is not self.state:
             self.state = state
-            self._on_state(self._endpoint, state)
+            self._on_state(state)
 
     def _lost(self, why: str) -> None:
         """Everything that ran over the link has failed."""
         self._become(LinkState.DOWN)
         streams, self._streams = self._streams, {}
-        where = f"server {self._endpoint.server} at {self._endpoint.address} in {self._endpoint.zone}"
         for stream in streams.values():
-            refusal = unavailable(f"{where} was lost: {why}", reason="SERVER_LOST")
-            stream.fail(EndpointError(Fault.LINK, refusal))
+            stream.fail(LinkError(Cause.LOST, unavailable(f"{self._where} was lost: {why}", reason="SERVER_LOST")))
 
 
 async def _written(call: Call, data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""A link whose connection breaks while it writes: the reader knows why, and the router lives on."""
+"""A link whose connection breaks while it writes: the reader knows why, and its owner lives on."""
 
 import asyncio
 import random
@@ -8,13 +8,11 @@ from typing import Any, cast
 import grpc.aio
 import pytest
 
-from discovery.backoff import Backoff
-from router.attempt import LinkState
-from router.errors import EndpointError, Fault
-from router.link import Link, LinkRules
-from stoker.v1 import generation_pb2, worker_link_pb2
+from stoker.v1 import worker_link_pb2
+from stoker_common.backoff import Backoff
+from stoker_common.link.client import Link, LinkRules
+from stoker_common.link.state import Cause, LinkError, LinkState
 from tests.fakes.until import until
-from tests.unit.router.builders import endpoint
 
 
 class FakeCall:
@@ -58,23 +56,24 @@ async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_e
     first, second = FakeCall(), FakeCall()
     channel = cast(grpc.aio.Channel, FakeChannel(first, second))
     link = Link(
-        endpoint(),
+        "a-1",
+        "server a-1 at a-1:1 in a",
         channel,
         worker_link_pb2.Hello(),
         LinkRules(),
         Backoff(random.Random(0), 0.01, 0.01),
         time.monotonic,
-        lambda of, load: None,
-        lambda of, state: None,
+        lambda load: None,
+        lambda state: None,
     )
     running = asyncio.ensure_future(link.run())
     try:
         await until(lambda: link.state is LinkState.UP)
         first.over.set()
-        _, stream = link.open(generation_pb2.Generation(), None, ())
-        with pytest.raises(EndpointError) as caught:
+        _, stream = link.open(b"", None)
+        with pytest.raises(LinkError) as caught:
             await stream.take()
-        assert caught.value.fault is Fault.LINK
+        assert caught.value.cause is Cause.LOST
         assert "Socket closed" in caught.value.refusal.message
         await until(lambda: link.state is LinkState.UP)
         assert not running.done()

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from router.errors import EndpointError, Fault
+from stoker_common.link.state import Cause, LinkError
 from stoker_common.refusal import exhausted
 
 
@@ -20,7 +20,7 @@ class LinkStream:
         self._chunks: list[bytes] = []
         self._bytes = 0
         self._last = False
-        self._error: EndpointError | None = None
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         # How often in a row its server said that the stream runs and gets nothing.
         self.idle_looks = 0
@@ -31,7 +31,7 @@ class LinkStream:
         self._bytes += len(chunk)
         if self._bytes > self._limit_bytes:
             message = f"the client has not read {self._bytes} bytes of its answer; read faster, or ask for less"
-            self.fail(EndpointError(Fault.CALLER, exhausted(message, reason="CLIENT_TOO_SLOW")))
+            self.fail(LinkError(Cause.SLOW_READER, exhausted(message, reason="CLIENT_TOO_SLOW")))
             return False
         self._chunks.append(chunk)
         self._wake()
@@ -42,14 +42,14 @@ class LinkStream:
         self._last = True
         self._wake()
 
-    def fail(self, error: EndpointError) -> None:
-        """The stream broke. What came before is still handed over first."""
+    def fail(self, error: Exception) -> None:
+        """The stream broke: its reader gets `error`. What came before is still handed over first."""
         if not self._last and self._error is None:
             self._error = error
             self._wake()
 
     async def take(self) -> bytes | None:
-        """All that waits, joined; None when the stream has ended. Raises EndpointError when it broke."""
+        """All that waits, joined; None when the stream has ended. Raises what it was failed with."""
         while not self._chunks:
             if self._error is not None:
                 raise self._error
