@@ -10,7 +10,7 @@ CODE := $(wildcard discovery router model_server stoker_common stoker_client tes
 # Without byte code, importing vLLM takes 15 s each time instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo up down test test-unit test-fast chaos chaos-long check format proto proto-check proto-breaking proto-release docs lock clean clean-all
+.PHONY: help setup demo up down test test-unit test-fast chaos chaos-long bench bench-peers check format proto proto-check proto-breaking proto-release docs lock clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,14 @@ chaos: setup ## A short set of faults on real processes in two zones: a few minu
 chaos-long: setup ## Every fault, again and again; goes on where it was stopped; ARGS="--minutes 30"; writes docs/reliability.md
 	@$(VENV)/python -m tests.chaos $(ARGS)
 
+bench: setup ## What a relayed token costs, beside the peers in one run: ~9 minutes; writes docs/benchmarks.md
+	@$(VENV)/python -m bench.relay $(ARGS)
+	@$(VENV)/python -m bench.relay.report
+	@if [ -e .cache/peers/bin/python ]; then .cache/peers/bin/python bench/relay/plots.py; fi
+
+bench-peers: setup ## Install the peers for `make bench`, Locust and matplotlib, into .cache/peers
+	@deploy/setup/peers.sh
+
 check: setup ## The gate before a merge: lint, format, types, imports, generated code, wire format
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
@@ -57,7 +65,15 @@ format: setup ## Format, and fix what ruff can fix
 proto: setup ## Write generated/ from protos/
 	@deploy/protos/generate.sh
 
-proto-check: setup ## Fail where generated/ is not what protos/ gives
+proto-bench: setup ## What a relayed token costs, beside the peers in one run: ~9 minutes; writes docs/benchmarks.md
+	@$(VENV)/python -m bench.relay $(ARGS)
+	@$(VENV)/python -m bench.relay.report
+	@if [ -e .cache/peers/bin/python ]; then .cache/peers/bin/python bench/relay/plots.py; fi
+
+bench-peers: setup ## Install the peers for `make bench`, Locust and matplotlib, into .cache/peers
+	@deploy/setup/peers.sh
+
+check: setup ## Fail where generated/ is not what protos/ gives
 	@deploy/protos/generate.sh --check
 
 proto-breaking: setup ## Fail where protos/ breaks the wire format of the last release

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lock.sh: compiles deploy/locks/{bootstrap,sim,cpu,gpu}.txt from pyproject.toml, for Linux on x86-64.
+# lock.sh: compiles deploy/locks/{bootstrap,sim,cpu,gpu}.txt from pyproject.toml, peers.txt from peers.in, for Linux on x86-64.
 #
 # One lock serves every Python: it is resolved for the oldest, then, holding those versions, for each newer one, which
 # can only add what the newer one needs besides. Versions already in a lock stay unless UPGRADE=1.
@@ -43,3 +43,6 @@ compile cpu "3.11 3.12 3.13 3.14" pyproject.toml --extra dev --extra cpu \
   --config-file "$locks/cpu.uv.toml" --no-emit-package torch
 # flashinfer, which vLLM wants on GPUs, asks for a cuda-python that stops at 3.12.
 compile gpu "3.11 3.12" pyproject.toml --extra dev --extra gpu
+# The benchmarks' peers share no environment with us, nor our constraints: they get what they ask for.
+"$uv" pip compile --quiet --no-annotate --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --output-file "$locks/peers.txt" "$locks/peers.in"
