@@ -25,7 +25,7 @@ import grpc.aio
 import psutil
 import uvloop
 
-from bench.relay_cost import until_routable
+from bench.relay.systems import routable
 from discovery.consul_agent import ConsulAgent, find_consul, free_ports, plan_agents, ready, stop_all
 from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
 from stoker_common.channel import client_options
@@ -165,7 +165,7 @@ def figures(load: float, began_s: float, lasts_s: float, answers: list[Answer]) 
 
 async def run(address: str, watched: dict[str, psutil.Process], loads: list[float], phase_s: float) -> None:
     """Print one line of JSON for each load, and what it comes to."""
-    await until_routable(address)
+    await routable(address)
     channels = [grpc.aio.insecure_channel(address, options=[*client_options(), _own(i)]) for i in range(4)]
     # A seed whose phases come within 4 % of their load: chance alone strays by 10.
     generator = Generator(channels, random.Random(29))

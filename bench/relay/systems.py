@@ -93,7 +93,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
             elif name == "passthrough":
                 _until(lambda at=address: _listens(at), name)  # type: ignore[misc]
             else:
-                asyncio.run(_routable(address))
+                asyncio.run(routable(address))
             found.append(System(name, address, (pid,), http))
         yield [system for system in found if system.name in names]
 
@@ -156,7 +156,8 @@ def _listens(address: str) -> bool:
     return asyncio.run(listens())
 
 
-async def _routable(address: str) -> None:
+async def routable(address: str) -> None:
+    """Wait until the router lists a server."""
     async with grpc.aio.insecure_channel(address, options=client_options()) as channel, asyncio.timeout(UP_WITHIN_S):
         while True:
             try:
