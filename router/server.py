@@ -15,9 +15,11 @@ from discovery.endpoint import Endpoint, Load
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.attempt import Transport
+from router.client_link import ClientLinks
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import Breakers, Cause, EjectionRules
+from router.entry import Entry
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import Key, Ledger
@@ -104,6 +106,8 @@ class RouterServer:
             rng=world.rng,
             retry=RetryRules(settings.max_attempts),
         )
+        self._entry = Entry(self.router, world.clock)
+        self.client_links = ClientLinks(self._entry, world.clock)
         self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
         self.report = Report(identity, self.router, self.fleet, self.learned)
         self._data_path = DataPath(self.fleet, world.transport, self._forget, rng=world.rng)
@@ -144,10 +148,11 @@ class RouterServer:
     async def _listen(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=server_options())
         for service in (
-            InferenceService(self.router, self._world.clock),
+            InferenceService(self._entry),
             ModelService(self.report),
             RouterService(self.report, self._world.clock),
             OperationsService(self.fleet, self.transport),
+            self.client_links,
         ):
             server.add_generic_rpc_handlers((service.handler(),))
         server.add_generic_rpc_handlers((self._health.handlers(),))
@@ -163,6 +168,7 @@ class RouterServer:
     async def _drain(self, server: grpc.aio.Server) -> None:
         log.info("draining", extra={"in_flight": self.learned.ledger.in_flight})
         self._health.set(serving=False)
+        self.client_links.goodbye()
         await server.stop(self._settings.drain_seconds)
 
     def _publish(self, view: CatalogView) -> None:

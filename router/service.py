@@ -1,13 +1,12 @@
 """The router's gRPC services. Thin: parse, ask the router, answer; refusals become statuses in `stoker_common.wire`."""
 
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 import grpc
 
+from router.entry import Entry
 from router.report import Report
-from router.router import Router
 from stoker.v1 import generation_pb2, inference_pb2, model_pb2, router_pb2
 from stoker_common import tracing, wire
 from stoker_common.clock import Clock
@@ -20,9 +19,8 @@ from stoker_common.wire import Context
 class InferenceService:
     """`stoker.v1.InferenceService`, relayed. Both methods take the same way; the unary one folds the parts."""
 
-    def __init__(self, router: Router, clock: Clock) -> None:
-        self._router = router
-        self._clock = clock
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service for `server.add_generic_rpc_handlers`."""
@@ -49,12 +47,8 @@ class InferenceService:
                 yield data
 
     def _parts(self, generation: generation_pb2.Generation, context: Context) -> AsyncGenerator[bytes, None]:
-        check_generation(generation)
-        if not generation.request_id:
-            generation.request_id = uuid.uuid4().hex
         remaining_s: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
-        deadline_s = None if remaining_s is None else self._clock() + remaining_s
-        return self._router.generate(generation, deadline_s, tracing.extract(context.invocation_metadata()))
+        return self._entry.generate(generation, remaining_s, tracing.extract(context.invocation_metadata()))
 
 
 class ModelService:

@@ -1,53 +1,27 @@
-"""The routers that a client knows, their channels, and the order in which it tries them."""
+"""The routers that a client knows, and the order in which it tries them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import grpc
 
-from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
-from stoker_client.call import Metadata, raising_stoker_error
 from stoker_client.errors import StokerError
+from stoker_client.peer import Peer
 from stoker_client.sources import Source
-from stoker_common.channel import client_options
 from stoker_common.refusal import Code
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A router to which there is a connection."""
-
-    address: str
-    channel: grpc.aio.Channel
-
-    async def stream(
-        self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
-    ) -> AsyncGenerator[inference_pb2.GenerateStreamResponse, None]:
-        """The parts of its answer. Raises StokerError; closing it cancels the call."""
-        request = inference_pb2.GenerateStreamRequest(generation=generation)
-        call = inference_pb2_grpc.InferenceServiceStub(self.channel).GenerateStream(
-            request, metadata=metadata, timeout=timeout_s
-        )
-        try:
-            with raising_stoker_error():
-                async for part in call:
-                    yield part
-        finally:
-            # An abandoned call runs on: grpc does not cancel it by itself.
-            call.cancel()
-
-
 class Addresses:
-    """Channels to the routers of one mesh, opened when first needed. Belongs to one event loop."""
+    """The routers of one mesh, reached when first needed. Belongs to one event loop."""
 
-    def __init__(self, sources: Sequence[Source], connect_timeout_s: float) -> None:
+    def __init__(self, sources: Sequence[Source], connect_timeout_s: float, peer: Callable[[str], Peer]) -> None:
         self._sources = sources
         self._connect_timeout_s = connect_timeout_s
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._make_peer = peer
+        self._peers: dict[str, Peer] = {}
         self._silent: set[str] = set()
 
-    async def connected(self, within_s: float | None, avoid: str = "") -> AsyncGenerator[Reached, None]:
+    async def connected(self, within_s: float | None, avoid: str = "") -> AsyncGenerator[Peer, None]:
         """The routers that connect: first choice first, then those that were silent lately, `avoid` last.
 
         `within_s` bounds each address's time as the connect timeout does; None: the connect timeout alone. Raises
@@ -57,11 +31,11 @@ class Addresses:
         addresses = await self._known(timeout_s)
         any_reached = False
         for address in sorted(addresses, key=lambda each: (each == avoid, self._is_silent(each))):
-            channel = self._channel(address)
-            if await _connects(channel, timeout_s):
+            peer = self._peer(address)
+            if await connects(peer.channel, timeout_s):
                 self._silent.discard(address)
                 any_reached = True
-                yield Reached(address, channel)
+                yield peer
             else:
                 self.lost(address)
                 self._silent.add(address)
@@ -74,10 +48,10 @@ class Addresses:
             source.doubt(address)
 
     async def close(self) -> None:
-        """Close every channel; calls that run on them fail with CANCELLED."""
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            await channel.close()
+        """Close every connection; what runs on them fails with CANCELLED."""
+        peers, self._peers = self._peers, {}
+        for peer in peers.values():
+            await peer.close()
         for source in self._sources:
             await source.close()
 
@@ -90,15 +64,15 @@ class Addresses:
         """Whether it did not connect lately and still does not. Channels go on trying by themselves."""
         if address not in self._silent:
             return False
-        return self._channel(address).get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY
+        return self._peer(address).channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=client_options())
-        return self._channels[address]
+    def _peer(self, address: str) -> Peer:
+        if address not in self._peers:
+            self._peers[address] = self._make_peer(address)
+        return self._peers[address]
 
 
-async def _connects(channel: grpc.aio.Channel, timeout_s: float) -> bool:
+async def connects(channel: grpc.aio.Channel, timeout_s: float) -> bool:
     """Whether the channel is, or becomes, connected. A refused connection says so at once, a silent host after
     `timeout_s`; either goes on being tried in the background, so that a later call finds it up again."""
     state = channel.get_state(try_to_connect=True)

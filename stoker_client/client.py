@@ -1,6 +1,7 @@
 """The SDK: an async client of a mesh."""
 
 import random
+import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
@@ -18,18 +19,22 @@ from stoker.v1 import (
     operations_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
+    worker_link_pb2,
 )
 from stoker_client.addresses import Addresses, unreachable, worth_another_address
 from stoker_client.call import Deadline, Metadata, raising_stoker_error
 from stoker_client.errors import StokerError
 from stoker_client.generation import build
 from stoker_client.options import Options, Turn
+from stoker_client.peer import LinkUse, Peer
 from stoker_client.relay import HOLD_S, ResumeRules, relayed
 from stoker_client.results import Chunk, Completion
 from stoker_client.sources import source
 from stoker_client.stream import Stream
 from stoker_common import tracing
+from stoker_common.backoff import Backoff
 from stoker_common.fold import Fold
+from stoker_common.link.client import VERSION
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -49,8 +54,9 @@ class Client:
 
     An address is `host:port`, `name:port` (each of the name's DNS records is a router) or `consul://host:port` (a
     Consul agent, whose zone's routers come first). Routers are tried in that order until one answers. When one is lost
-    while it answers, another one goes on, and the caller sees one answer (docs/adr/0043). Belongs to the event loop
-    that first uses it; `async with` or `close()` closes its channels.
+    while it answers, another one goes on, and the caller sees one answer (docs/adr/0043). Several streams at once share
+    a link to their router (docs/adr/0105). Belongs to the event loop that first uses it; `async with` or `close()`
+    closes its channels.
 
         async with Client("127.0.0.1:7070") as client:
             answer = await client.generate("The capital of France is", model="SmolLM2-135M-Instruct", temperature=0)
@@ -73,9 +79,10 @@ class Client:
         forms = [addresses] if isinstance(addresses, str) else list(addresses)
         if not forms:
             raise ValueError("a client needs at least one address, host:port")
-        self._addresses = Addresses([source(form) for form in forms], connect_timeout_s)
-        self._rules = ResumeRules(resume_within_s)
         self._rng = random.Random()
+        self._hello = worker_link_pb2.Hello(link_version=VERSION, router=f"client-{uuid.uuid4().hex[:12]}", client=True)
+        self._addresses = Addresses([source(form) for form in forms], connect_timeout_s, self._router)
+        self._rules = ResumeRules(resume_within_s)
         self._timeout_s = timeout_s
         self._tracer = tracer or trace.get_tracer("stoker_client")
 
@@ -165,6 +172,9 @@ class Client:
                 request, metadata=metadata, timeout=timeout
             ),
         )
+
+    def _router(self, address: str) -> Peer:
+        return Peer(address, self._hello, LinkUse(), Backoff(self._rng, 0.1, 2.0))
 
     async def _call(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WorkerLinkServiceStub:
-    """The link between a router process and a model server.
+    """The link between a router process and a model server, or between a client and either.
     """
 
     def __init__(self, channel):
@@ -43,11 +43,11 @@ class WorkerLinkServiceStub:
 
 
 class WorkerLinkServiceServicer:
-    """The link between a router process and a model server.
+    """The link between a router process and a model server, or between a client and either.
     """
 
     def Attach(self, request_iterator, context):
-        """Attaches a router process. It sends Hello first, the server answers Welcome; after that, either side sends what it
+        """Attaches a process. It sends Hello first, the server answers Welcome; after that, either side sends what it
         has. The stream's end detaches: what ran for it is aborted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -71,7 +71,7 @@ def add_WorkerLinkServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerLinkService:
-    """The link between a router process and a model server.
+    """The link between a router process and a model server, or between a client and either.
     """
 
     @staticmethod

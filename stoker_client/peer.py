@@ -1,0 +1,165 @@
+"""One router, or one server, that a client reaches: by a call a stream, and over one link once it has several."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import grpc
+
+from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc, worker_link_pb2
+from stoker_client.call import Metadata, raising_stoker_error
+from stoker_client.errors import StokerError
+from stoker_common.backoff import Backoff
+from stoker_common.channel import client_options
+from stoker_common.clock import Clock
+from stoker_common.link.client import Link, LinkRules
+from stoker_common.link.state import Cause, LinkError, LinkState
+from stoker_common.refusal import Code
+
+Part = inference_pb2.GenerateStreamResponse
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUse:
+    """When a client attaches. Its first stream needs no link; a second one at the same time pays for it."""
+
+    streams: int = 2
+    # A link without streams costs both sides two messages a second.
+    idle_s: float = 5.0
+    # After an attach that came to nothing: an older router, a proxy that takes no such streams.
+    again_s: float = 10.0
+    # A router has no engine whose steps could be watched.
+    rules: LinkRules = field(default_factory=lambda: LinkRules(stalled_s=None))
+
+
+class Peer:
+    """A channel to one address, and the link on it while there is one. Belongs to one event loop."""
+
+    def __init__(
+        self, address: str, hello: worker_link_pb2.Hello, use: LinkUse, backoff: Backoff, clock: Clock = time.monotonic
+    ) -> None:
+        self.address = address
+        self.channel = grpc.aio.insecure_channel(address, options=client_options())
+        self._use = use
+        self._clock = clock
+        self._in_flight = 0
+        self._closed = False
+        self._attached: asyncio.Task[None] | None = None
+        self._not_before_s = float("-inf")
+        self._link = Link(
+            address, f"the peer at {address}", self.channel, hello, use.rules, backoff, clock, _ignore, _ignore
+        )
+
+    @property
+    def linked(self) -> bool:
+        """Whether its streams go over a link now."""
+        return self._link.state is LinkState.UP
+
+    async def stream(
+        self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
+    ) -> AsyncGenerator[Part, None]:
+        """The parts of its answer. Raises StokerError; closing it cancels the request."""
+        self._in_flight += 1
+        if self._in_flight >= self._use.streams:
+            self._attach()
+        way = self._over_link if self.linked else self._by_call
+        try:
+            async with aclosing(way(generation, metadata, timeout_s)) as parts:
+                async for part in parts:
+                    yield part
+        finally:
+            self._in_flight -= 1
+
+    async def close(self) -> None:
+        """Close it; what runs fails with CANCELLED."""
+        self._closed = True
+        if self._attached is not None:
+            self._attached.cancel()
+            await asyncio.wait((self._attached,))
+        await self.channel.close()
+
+    async def _by_call(
+        self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
+    ) -> AsyncGenerator[Part, None]:
+        request = inference_pb2.GenerateStreamRequest(generation=generation)
+        call = inference_pb2_grpc.InferenceServiceStub(self.channel).GenerateStream(
+            request, metadata=metadata, timeout=timeout_s
+        )
+        try:
+            with raising_stoker_error():
+                async for part in call:
+                    yield part
+        finally:
+            # An abandoned call runs on: grpc does not cancel it by itself.
+            call.cancel()
+
+    async def _over_link(
+        self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
+    ) -> AsyncGenerator[Part, None]:
+        traceparent = dict(metadata).get("traceparent", "")
+        stream_id, stream = self._link.open(generation.SerializeToString(), timeout_s, traceparent)
+        late = None
+        if timeout_s is not None:
+            # The peer ends it then as well, if it still can.
+            late = asyncio.get_running_loop().call_later(timeout_s, stream.fail, _late())
+        try:
+            while (data := await stream.take()) is not None:
+                yield Part.FromString(data)
+        except LinkError as error:
+            raise self._error(error) from error
+        finally:
+            if late is not None:
+                late.cancel()
+            self._link.close(stream_id)
+
+    def _error(self, error: LinkError) -> StokerError:
+        """What a stream's failure is to its caller: as it would be on a call."""
+        told = StokerError.of(error.refusal)
+        if error.cause is not Cause.LOST:
+            return told
+        if self._closed:
+            text = "the call was cancelled: its client was closed"
+            return StokerError(Code.CANCELLED, text, reason="CLIENT_CLOSED")
+        # gRPC names no reason for a call whose connection broke.
+        return StokerError(Code.UNAVAILABLE, told.message)
+
+    def _attach(self) -> None:
+        """See to it that there will be a link. Until it is up, streams are calls."""
+        if self._attached is None and not self._closed and self._clock() >= self._not_before_s:
+            self._attached = asyncio.get_running_loop().create_task(self._hold(), name=f"link {self.address}")
+
+    async def _hold(self) -> None:
+        """One link's life: until it breaks, or has had no streams for a while."""
+        # Only a link that was up may be tried again at once.
+        self._not_before_s = self._clock() + self._use.again_s
+        try:
+            link = asyncio.ensure_future(self._link.attach())
+            try:
+                await self._until_idle(link)
+            finally:
+                link.cancel()
+                await asyncio.wait((link,))
+        finally:
+            self._attached = None
+
+    async def _until_idle(self, link: "asyncio.Future[str]") -> None:
+        idle_since_s = self._clock()
+        while not link.done():
+            await asyncio.wait((link,), timeout=self._use.idle_s / 4)
+            if self._link.state is not LinkState.DOWN:
+                self._not_before_s = self._clock()
+            if self._link.streams:
+                idle_since_s = self._clock()
+            elif self._clock() - idle_since_s >= self._use.idle_s:
+                return
+        link.result()
+
+
+def _ignore(_: object) -> None:
+    """A client picks no servers: neither load nor state are its business."""
+
+
+def _late() -> StokerError:
+    return StokerError(Code.DEADLINE_EXCEEDED, "the deadline passed before the answer was whole")
