@@ -49,11 +49,16 @@ def load_to_proto(load: Load) -> endpoint_pb2.Load:
     )
 
 
+def residency_to_proto(residency: Residency) -> endpoint_pb2.Residency.ValueType:
+    """Where a model is, for the API."""
+    return _RESIDENCY[residency]
+
+
 def model_to_proto(model: ModelState) -> endpoint_pb2.Model:
     """A model's state for the API."""
     return endpoint_pb2.Model(
         name=model.name,
-        residency=_RESIDENCY[model.residency],
+        residency=residency_to_proto(model.residency),
         time_to_ready=seconds(model.time_to_ready_ms / 1e3),
         max_model_tokens=model.max_model_tokens,
         base=model.base,

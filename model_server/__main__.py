@@ -7,17 +7,21 @@ import random
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 
 import uvloop
 
 from discovery.consul_client import ConsulClient
 from discovery.consul_registrar import ConsulRegistrar
 from model_server.config import CommandSettings, ServerSettings, check_engine, sim_settings, vllm_settings
-from model_server.engine import Engine, EngineError
+from model_server.engine import EngineError
 from model_server.gpu import NvmlGpus
 from model_server.host import Host
 from model_server.lifecycle import EXIT_FAILED
-from model_server.record import Device, SimulatedDevice
+from model_server.record import Device
+from model_server.residency.spec import ModelSpec
+from model_server.residency.staged import is_whole
 from model_server.server import ModelServer
 from stoker_common import logs, metrics, tracing
 from stoker_common.failure import where
@@ -31,14 +35,14 @@ EXIT_USAGE = 2
 async def serve(settings: ServerSettings) -> int:
     """Run one server until it has left. Returns the process's exit code."""
     traces = tracing.configure("stoker-model-server", settings.otlp_endpoint or None)
-    engine, device = _engine(settings)
+    models, device = _models(settings)
     async with AsyncExitStack() as held:
         held.callback(traces.shutdown)
         registrar = None
         if settings.consul_address:
             consul = await held.enter_async_context(ConsulClient(settings.consul_address))
             registrar = ConsulRegistrar(consul, rng=random.Random())
-        server = ModelServer(settings, engine, registrar, device=device, traces=traces)
+        server = ModelServer(settings, models, registrar, device=device, traces=traces)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
@@ -49,21 +53,40 @@ async def serve(settings: ServerSettings) -> int:
         return await server.run()
 
 
-def _engine(settings: ServerSettings) -> tuple[Engine, Device]:
-    """The engine that the settings name, not started, and what it computes on."""
+def _models(settings: ServerSettings) -> tuple[list[ModelSpec], Device | None]:
+    """The models that the settings name, and what they are computed on, None where that is simulated."""
     if settings.engine == "sim":
         from model_server.engines.sim import SimEngine
 
-        engine = SimEngine(settings.served_model, sim_settings(settings))
-        return engine, SimulatedDevice(engine)
+        sim = sim_settings(settings)
+        return [
+            ModelSpec(
+                entry.served_model,
+                partial(SimEngine, entry.served_model, sim),
+                settings.share_of(entry),
+                max_model_tokens=sim.max_model_tokens,
+            )
+            for entry in settings.entries
+        ], None
     from model_server.engines.vllm_settings import environment
 
-    own = vllm_settings(settings)
+    own = [(entry, vllm_settings(settings, entry)) for entry in settings.entries]
     # vLLM reads its variables when it is imported.
-    os.environ.update(environment(own, os.environ))
+    os.environ.update(environment(own[0][1], os.environ))
     from model_server.engines.vllm_engine import VllmEngine
 
-    return VllmEngine(own), Host() if own.on_cpu else NvmlGpus.open(os.environ, own.tensor_parallel_size)
+    first = own[0][1]
+    device = Host() if first.on_cpu else NvmlGpus.open(os.environ, first.tensor_parallel_size)
+    return [
+        ModelSpec(
+            entry.served_model,
+            partial(VllmEngine, each),
+            settings.share_of(entry),
+            staged=partial(is_whole, Path(entry.model)),
+            max_model_tokens=each.resolved().max_model_len or 0,
+        )
+        for entry, each in own
+    ], device
 
 
 def main() -> int:

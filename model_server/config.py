@@ -13,7 +13,29 @@ from stoker_common.settings import Settings, SettingsError
 
 _WILDCARDS = ("0.0.0.0", "::", "")
 # What a server says of these itself, whatever its engine.
-_SAID_ELSEWHERE = frozenset({"model", "served_model_name", "otlp_traces_endpoint", "log_level"})
+_SAID_ELSEWHERE = frozenset({"model", "served_model_name", "otlp_traces_endpoint", "log_level", "sleep_mode"})
+
+
+class ModelEntry(Settings):
+    """A model beside the first."""
+
+    model: str = Field(min_length=1, description="Hugging Face folder or hub id")
+    name: str = Field("", max_length=256, description="name to serve it under; default: the folder's name")
+    share: float | None = Field(None, gt=0, le=1, description="of the device's memory, while it is hot")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        """`NAME=PATH` or `PATH`, as flags and the environment have it."""
+        if not isinstance(given, str):
+            return given
+        name, equals, model = given.partition("=")
+        return {"name": name.strip(), "model": model.strip()} if equals else {"model": given}
+
+    @property
+    def served_model(self) -> str:
+        """The name that requests call the model by."""
+        return self.name or Path(self.model).name
 
 
 class ServerSettings(Settings):
@@ -27,6 +49,17 @@ class ServerSettings(Settings):
     engine: Literal["vllm", "sim"] = Field("vllm", description="what generates: vLLM, or the simulator")
     model: str = Field("SmolLM2-135M-Instruct", min_length=1, description="Hugging Face folder or hub id")
     model_name: str = Field("", max_length=256, description="name to serve it under; default: the folder's name")
+    models: tuple[ModelEntry, ...] = Field(
+        (), description="further models: `NAME=PATH` or `PATH`; in the file also tables with `name`, `model`, `share`"
+    )
+    max_hot: int = Field(1, ge=1, description="models that are hot at the same time; the first ones are at first")
+    max_asleep: int = Field(4, ge=0, description="models whose weights may wait in the host's memory; GPUs only")
+    memory_budget: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of the device's memory for hot models; each takes its part of max_hot unless told",
+    )
     consul_address: ConsulAddress = Field(
         "", description="the zone's Consul agent, host:port or URL; default: no registration"
     )
@@ -47,6 +80,15 @@ class ServerSettings(Settings):
         """The name that requests call the model by."""
         return self.model_name or Path(self.model).name
 
+    @property
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """All models, `model` first."""
+        return (ModelEntry(model=self.model, name=self.model_name, share=None), *self.models)
+
+    def share_of(self, entry: ModelEntry) -> float:
+        """What of the device's memory a model takes while it is hot."""
+        return entry.share if entry.share is not None else self.memory_budget / self.max_hot
+
     def advertised(self, port: int) -> str:
         """Where routers reach the server that listens on `port`: host:port."""
         host = self.advertise_address or self.listen_host
@@ -57,6 +99,14 @@ class ServerSettings(Settings):
     def id_at(self, port: int) -> str:
         """The server's id when it listens on `port`."""
         return self.server_id or f"{socket.gethostname()}-{port}"
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> Self:
+        names = [entry.served_model for entry in self.entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models are called alike: {', '.join(twice)}; give names: `NAME=PATH`")
+        return self
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
@@ -111,11 +161,17 @@ def sim_settings(settings: ServerSettings) -> SimSettings:
     return SimSettings(**_own(settings, "sim"))
 
 
-def vllm_settings(settings: ServerSettings) -> VllmSettings:
-    """vLLM's part of a CommandSettings."""
+def vllm_settings(settings: ServerSettings, entry: ModelEntry | None = None) -> VllmSettings:
+    """vLLM's part of a CommandSettings, for one of the models (default: the first)."""
+    own = _own(settings, "vllm")
+    chosen = entry or settings.entries[0]
+    if settings.models:
+        # Several share the GPU: each has its share, whatever one alone would take.
+        own["gpu_memory_utilization"] = settings.share_of(chosen)
+        own["sleep_mode"] = True
     return VllmSettings(
-        model=settings.model,
-        served_model_name=settings.served_model,
+        model=chosen.model,
+        served_model_name=chosen.served_model,
         otlp_traces_endpoint=settings.otlp_endpoint or None,
-        **_own(settings, "vllm"),
+        **own,
     )

@@ -49,7 +49,8 @@ class EngineInfo:
     """What an engine is, known once it has started. `numerics_class`: equal classes compute equal bytes.
 
     `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others. `exact_modes`:
-    of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state.
+    of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state. `sleeps`:
+    whether it can move its weights to host memory and back.
     """
 
     engine: str
@@ -66,6 +67,7 @@ class EngineInfo:
     numerics_class: str
     resume_modes: tuple[ResumeMode, ...] = ()
     exact_modes: tuple[ResumeMode, ...] = ()
+    sleeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,5 +155,15 @@ class Engine(Protocol):
     async def check(self) -> None:
         """Raise EngineDead if the engine is known to be dead. Says nothing of one that is stuck: watch its steps."""
 
+    async def sleep(self) -> None:
+        """Move the weights to host memory and let go of the KV cache, and so of every cached prefix.
+
+        For who made sure that nothing runs: raises EngineError where something does, where the engine sleeps already,
+        and where it cannot sleep (`EngineInfo.sleeps`). While it sleeps, `generate` raises EngineError.
+        """
+
+    async def wake(self) -> None:
+        """Make a sleeping engine able to generate again. Raises EngineError where it does not sleep or cannot."""
+
     async def stop(self) -> None:
-        """End the engine and all its processes. Idempotent."""
+        """End the engine and all its processes, also one that sleeps. Idempotent."""

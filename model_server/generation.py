@@ -6,26 +6,38 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
-from model_server.admission import Admission
-from model_server.engine import DeviceLost, Engine, EngineDead, EngineError, EngineOutput, EngineRefused, ResumeMode
+from model_server.engine import (
+    DeviceLost,
+    Engine,
+    EngineDead,
+    EngineError,
+    EngineInfo,
+    EngineOutput,
+    EngineRefused,
+    ResumeMode,
+)
 from model_server.fanout import relay
 from model_server.meter import Meter, SequenceMeter
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration, started
 from model_server.progress import Progress
+from model_server.residency import move
+from model_server.residency.held import Held
+from model_server.residency.models import Models
 from model_server.resume import exact_modes, resume_mode
 from model_server.seam import Seam
 from model_server.sequences import sequences
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import logs, tracing
 from stoker_common.failure import first_refusal
-from stoker_common.refusal import Code, Refusal, invalid, not_found, unavailable, unimplemented
-from stoker_common.resuming import MODES, Mode, continuation
+from stoker_common.refusal import Code, Refusal, invalid, unavailable, unimplemented
+from stoker_common.resuming import MODES, Exactness, Mode, continuation
 from stoker_common.tracing import Tracing
 from stoker_common.validate import check_fits, check_generation
 
@@ -40,20 +52,14 @@ class Generator:
     def __init__(
         self,
         *,
-        model: str,
-        engine: Engine,
-        meter: Meter,
+        models: Models,
         metrics: ServerMetrics,
-        admission: Admission,
         endpoint: Callable[[], Endpoint],
         traces: Tracing,
     ) -> None:
-        self.model = model
-        self.engine = engine
-        self.meter = meter
+        self.models = models
         self.metrics = metrics
         self.endpoint = endpoint
-        self._admission = admission
         self._traces = traces
         self._serial = itertools.count(1)
 
@@ -80,9 +86,11 @@ class Generator:
         ):
             try:
                 check_generation(generation)
-                self._check_model(generation.model)
-                async with self._admission.request(remaining_s, sequences=generation.sampling.n or 1):
-                    await run.run(self._traces)
+                held = self.models.find(generation.model, "generation.model")
+                run.model = held.name
+                async with held.admission.request(remaining_s, sequences=generation.sampling.n or 1):
+                    async with self.models.use(held, remaining_s, run.wait):
+                        await run.run(_on(held), self._traces)
                 outcome = "OK"
             except asyncio.CancelledError:
                 # gRPC cancels as well when the deadline passes, and may be a moment ahead of our own timer.
@@ -96,26 +104,19 @@ class Generator:
                     raise
                 raise refusal from error
             finally:
-                self._account(run, outcome, span, known_model=self._serves(generation.model))
+                self._account(run, outcome, span)
 
-    def _serves(self, model: str) -> bool:
-        return model == self.model or model == self.model.partition("@")[0]
-
-    def _check_model(self, model: str) -> None:
-        if not self._serves(model):
-            text = f"is not on this server, which serves {self.model!r}"
-            raise not_found(text, field="generation.model", reason="MODEL_NOT_FOUND")
-
-    def _account(self, run: "_Run", outcome: str, span: trace.Span, *, known_model: bool) -> None:
-        self.metrics.request_ended(outcome, known_model=known_model)
+    def _account(self, run: "_Run", outcome: str, span: trace.Span) -> None:
+        self.metrics.request_ended(run.model, outcome)
         ttft_s, itl_s, queue_s = run.ttft_s, run.itl_s, run.queue_s
         prompt, cached, completion = len(run.prompt_token_ids), run.cached_tokens, run.completion_tokens
         self.metrics.generation_ended(
-            prompt=prompt, cached=cached, completion=completion, ttft_s=ttft_s, itl_s=itl_s, queue_s=queue_s
+            run.model, prompt=prompt, cached=cached, completion=completion, ttft_s=ttft_s, itl_s=itl_s, queue_s=queue_s
         )
         total_ms = round((time.monotonic() - run.began) * 1000.0, 1)
         facts: dict[str, str | int | float] = {
             "outcome": outcome,
+            "model": run.model,
             "prompt_tokens": prompt,
             "cached_tokens": cached,
             "completion_tokens": completion,
@@ -129,7 +130,21 @@ class Generator:
         if span.is_recording():
             span.set_attributes({f"stoker.{key}": value for key, value in facts.items()})
             span.set_attribute("stoker.request_id", run.request_id)
-            span.set_attribute("stoker.model", self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class _On:
+    """What a request runs on."""
+
+    engine: Engine
+    info: EngineInfo
+    meter: Meter
+
+
+def _on(held: Held) -> _On:
+    if held.engine is None or held.info is None:
+        raise EngineDead("the model has no engine")
+    return _On(held.engine, held.info, held.meter)
 
 
 class _Run:
@@ -146,10 +161,14 @@ class _Run:
     ) -> None:
         self.began = time.monotonic()
         self.request_id = request_id
+        self.model = ""  # until it is known to be here
         self.prompt_token_ids: Sequence[int] = ()
         self.cached_tokens = 0
         self.queue_s: float | None = None
-        self._shared = shared
+        self._endpoint = shared.endpoint
+        self._numerics_class = ""
+        self._exactness: Exactness = inference_pb2.EXACTNESS_UNSPECIFIED
+        self._ready_s = 0.0
         self._generation = generation
         self._engine_id = engine_id
         self._write = write
@@ -163,26 +182,39 @@ class _Run:
         self._started = False
         self._unfinished = 0
 
-    async def run(self, traces: Tracing) -> None:
-        shared, generation = self._shared, self._generation
+    async def wait(self, progress: move.Progress) -> None:
+        """Tell the client what it waits for: the model is not hot yet."""
+        part = inference_pb2.GenerateStreamResponse()
+        part.progress.server = self._endpoint().server
+        part.progress.activity = progress.activity
+        part.progress.fraction = progress.fraction
+        if progress.remaining_s is not None:
+            part.progress.remaining.CopyFrom(duration(progress.remaining_s))
+        await self._write(part)
+
+    async def run(self, on: _On, traces: Tracing) -> None:
+        self._ready_s = time.monotonic() - self.began
+        generation, info = self._generation, on.info
+        self._numerics_class = info.numerics_class
         resumed = generation.HasField("resume")
-        ids = generation.resume.prompt_token_ids if resumed else await shared.engine.encode(generation)
+        ids = generation.resume.prompt_token_ids if resumed else await on.engine.encode(generation)
         if not resumed and generation.sampling.HasField("truncate_prompt_tokens"):
             ids = ids[-generation.sampling.truncate_prompt_tokens :]
-        info = shared.engine.info
         asked = generation.sampling.max_tokens if generation.sampling.HasField("max_tokens") else None
         max_tokens = check_fits(ids, asked, info.vocabulary, info.max_model_tokens)
         self.prompt_token_ids = ids
         mode = resume_mode(generation, info) if resumed else ResumeMode.PREFILL
-        self._mode = MODES[mode.value] if resumed else None
+        if resumed:
+            self._mode = MODES[mode.value]
+            self._exactness = continuation(self._mode, exact_modes(info))
         headers = dict(tracing.inject())
         with traces.span("engine.generate") as span:
             requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, headers, mode)
             self._unfinished = len(requests)
-            self._meters = {index: shared.meter.begin(len(ids)) for index in requests}
+            self._meters = {index: on.meter.begin(len(ids)) for index in requests}
             try:
                 if requests:
-                    await relay(shared.engine, requests, self._meters, self._emit)
+                    await relay(on.engine, requests, self._meters, self._emit)
                 else:
                     # Its last token had come; only its end had not.
                     await self._emit([(0, EngineOutput("", ()))])
@@ -214,19 +246,19 @@ class _Run:
         self.cached_tokens = first.cached_tokens
         if first.queue_ms is not None:
             self.queue_s = first.queue_ms / 1000.0
-        shared = self._shared
         response.started.CopyFrom(
             started(
-                shared.endpoint(),
+                self._endpoint(),
                 request_id=self.request_id,
-                model=shared.model,
+                model=self.model,
+                numerics_class=self._numerics_class,
                 prompt_token_ids=self.prompt_token_ids,
                 first=first,
             )
         )
         if self._mode is not None:
             response.started.resume_mode = self._mode
-            response.started.resume_exactness = continuation(self._mode, exact_modes(shared.engine.info))
+            response.started.resume_exactness = self._exactness
 
     def _finish(self, response: inference_pb2.GenerateStreamResponse) -> None:
         usage = response.finished.usage
@@ -236,7 +268,7 @@ class _Run:
         timings = response.finished.timings
         if self.queue_s is not None:
             timings.queue.CopyFrom(duration(self.queue_s))
-        timings.load.SetInParent()
+        timings.load.CopyFrom(duration(self._ready_s))
         if self.ttft_s is not None:
             timings.ttft.CopyFrom(duration(self.ttft_s))
         if self.itl_s is not None:

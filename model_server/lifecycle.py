@@ -12,12 +12,11 @@ from typing import Any
 
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint
-from model_server.engine import Engine, EngineError
+from model_server.engine import EngineError
 from model_server.inflight import InFlight
 from model_server.listener import Listener, PortTaken
 from model_server.liveness import LifeState, Liveness
-from model_server.meter import Meter
-from model_server.prober import Prober
+from model_server.residency.models import Models
 from stoker_common.health import Health
 from stoker_common.refusal import Refusal, unavailable
 
@@ -45,13 +44,11 @@ _REASONS = {
 class Parts:
     """What a life needs. `listen` brings up gRPC, `goodbye` tells routers; `endpoint` is valid once it listens."""
 
-    engine: Engine
+    models: Models
     registrar: Registrar
     listener: Listener
     health: Health
     liveness: Liveness
-    prober: Prober
-    meter: Meter
     in_flight: InFlight
     listen: Callable[[], Awaitable[None]]
     endpoint: Callable[[], Endpoint]
@@ -106,10 +103,7 @@ class Lifecycle:
         """Load, probe and listen. False if it failed, or was asked to leave before it served."""
         parts = self._parts
         try:
-            log.info("loading the model")
-            if not await _unless(self._stop, parts.engine.start()):
-                return False
-            if not await _unless(self._stop, parts.prober.run_until_started()):
+            if not await _unless(self._stop, self._load()):
                 return False
             if not parts.liveness.state.failed:
                 await parts.listen()
@@ -119,13 +113,24 @@ class Lifecycle:
             log.error("cannot serve", extra=self._why())
         return not parts.liveness.state.failed
 
+    async def _load(self) -> None:
+        liveness, failed = self._parts.liveness, await self._parts.models.start()
+        if failed is not None:
+            liveness.fails_as(failed)
+        else:
+            liveness.serves("probe generation came back")
+
+    async def _watch(self) -> None:
+        """Until one of the engines has failed: better a fresh process than one that lacks a model."""
+        self._parts.liveness.fails_as(await self._parts.models.run())
+
     async def _serve(self) -> int:
         parts = self._parts
         parts.registrar.announce(parts.endpoint())
         parts.registrar.set_health(passing=True, note="")
         async with asyncio.TaskGroup() as tasks:
             kept = [tasks.create_task(parts.registrar.run()), tasks.create_task(self._keep_announcing())]
-            watching = tasks.create_task(parts.prober.run_until_failed())
+            watching = tasks.create_task(self._watch())
             parts.in_flight.open()
             parts.health.set(serving=True)
             self._serving.set()
@@ -141,7 +146,7 @@ class Lifecycle:
     async def _keep_announcing(self) -> None:
         while True:
             await asyncio.sleep(_ANNOUNCE_EVERY_S)
-            self._parts.meter.settle()
+            self._parts.models.meters.settle()
             self._parts.registrar.announce(self._parts.endpoint())
 
     async def _drain(self, watching: asyncio.Task[None]) -> bool:
@@ -187,9 +192,9 @@ class Lifecycle:
         await self._parts.listener.stop(_LAST_WORDS_S)
         try:
             async with asyncio.timeout(_ENGINE_STOP_S):
-                await self._parts.engine.stop()
+                await self._parts.models.stop()
         except (TimeoutError, EngineError) as error:
-            log.error("the engine did not stop", extra={"error": type(error).__name__})
+            log.error("an engine did not stop", extra={"error": type(error).__name__})
         log.info("over", extra=self._why())
 
     def _why(self) -> dict[str, str]:

@@ -132,6 +132,16 @@ class Liveness:
         """The accelerator is gone."""
         self._fail(LifeState.DEVICE_LOST, why)
 
+    def serves(self, why: str) -> None:
+        """Of a server: all its first engines answer."""
+        self._started = True
+        if self._state is LifeState.STARTING:
+            self._become(LifeState.SERVING, why)
+
+    def fails_as(self, engine: "Liveness") -> None:
+        """Of a server: one of its engines failed, and how."""
+        self._fail(engine.state, engine.reason)
+
     def drain(self, why: str) -> None:
         """The server was asked to leave."""
         if not self._state.failed:

@@ -5,7 +5,7 @@ or once a second in `settle`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 # Shorter prompts take one step whatever their length: they measure the step, and the rate is at least what they show.
 _SHORTEST_PROMPT_TOKENS = 128
@@ -181,3 +181,35 @@ class Meter:
     def itl_ms(self) -> float:
         """Time between two tokens of one stream, or 0 while not known."""
         return self.itl.value * 1000.0
+
+
+class Meters:
+    """The meters of all of a server's engines, as one. Rates are the slowest's: what waits may be before that one."""
+
+    def __init__(self, meters: Sequence[Meter]) -> None:
+        self._meters = tuple(meters)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences on the engines."""
+        return sum(len(meter.sequences) for meter in self._meters)
+
+    def settle(self) -> None:
+        """See Meter."""
+        for meter in self._meters:
+            meter.settle()
+
+    @property
+    def waiting_prompt_tokens(self) -> int:
+        """See Meter; of all."""
+        return sum(meter.waiting_prompt_tokens for meter in self._meters)
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """See Meter; of the slowest."""
+        return min((rate for meter in self._meters if (rate := meter.prefill_tokens_per_second)), default=0.0)
+
+    @property
+    def itl_ms(self) -> float:
+        """See Meter; of the slowest."""
+        return max((meter.itl_ms for meter in self._meters), default=0.0)

@@ -1,6 +1,6 @@
 """A server's Prometheus metrics. Histograms are observed once a request; the engine's figures are read at each scrape.
 
-Labels come from closed sets: the model is the one that is served (or `other`), outcomes are gRPC codes, states are
+Labels come from closed sets: models are those of the server (or `other`), outcomes are gRPC codes, states are
 LifeState's.
 """
 
@@ -58,9 +58,8 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 class ServerMetrics:
     """What a server counts. One registry each, so that many servers fit into one process."""
 
-    def __init__(self, model: str, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, models: Iterable[str], registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
-        self.model = model
         registry = self.registry
         self._requests = Counter(
             "stoker_server_requests", "Requests that ended", ["model", "outcome"], registry=registry
@@ -79,10 +78,10 @@ class ServerMetrics:
             buckets=QUEUE_BUCKETS_S, registry=registry,
         )  # fmt: skip
         # At 0 from the start: a rate over a series that appears with its first event misses that event.
-        self._requests.labels(model, "OK")
-        self._prompt = self._tokens.labels(model, "prompt")
-        self._cached = self._tokens.labels(model, "cached")
-        self._completion = self._tokens.labels(model, "completion")
+        for model in models:
+            self._requests.labels(model, "OK")
+            for kind in ("prompt", "cached", "completion"):
+                self._tokens.labels(model, kind)
 
     def watch(
         self, load: Callable[[], Load | None], state: Callable[[], LifeState], in_flight: Callable[[], int]
@@ -90,21 +89,21 @@ class ServerMetrics:
         """Read the server's state with these at each scrape."""
         self.registry.register(_Gauges(load, state, in_flight))
 
-    def request_ended(self, outcome: str, *, known_model: bool = True) -> None:
-        """A request ended: `outcome` is a gRPC code's name."""
-        self._requests.labels(self.model if known_model else "other", outcome).inc()
+    def request_ended(self, model: str, outcome: str) -> None:
+        """A request ended: `outcome` is a gRPC code's name, `model` one of the server's, or empty."""
+        self._requests.labels(model or "other", outcome).inc()
 
     def generation_ended(
-        self, *, prompt: int, cached: int, completion: int,
+        self, model: str, *, prompt: int, cached: int, completion: int,
         ttft_s: float | None, itl_s: float | None, queue_s: float | None,
     ) -> None:  # fmt: skip
         """A generation left the engine, however it ended. None: it did not get that far."""
         if ttft_s is not None:
-            self._prompt.inc(prompt)
-            self._cached.inc(cached)
-            self._completion.inc(completion)
-            self._ttft.labels(self.model).observe(ttft_s)
+            self._tokens.labels(model, "prompt").inc(prompt)
+            self._tokens.labels(model, "cached").inc(cached)
+            self._tokens.labels(model, "completion").inc(completion)
+            self._ttft.labels(model).observe(ttft_s)
         if itl_s is not None:
-            self._itl.labels(self.model).observe(itl_s)
+            self._itl.labels(model).observe(itl_s)
         if queue_s is not None:
-            self._queue.labels(self.model).observe(queue_s)
+            self._queue.labels(model).observe(queue_s)

@@ -19,7 +19,13 @@ def duration(seconds: float) -> duration_pb2.Duration:
 
 
 def started(
-    endpoint: Endpoint, *, request_id: str, model: str, prompt_token_ids: Sequence[int], first: EngineOutput
+    endpoint: Endpoint,
+    *,
+    request_id: str,
+    model: str,
+    numerics_class: str,
+    prompt_token_ids: Sequence[int],
+    first: EngineOutput,
 ) -> inference_pb2.Started:
     """How a generation started, told with its first output."""
     return inference_pb2.Started(
@@ -32,7 +38,7 @@ def started(
         cached_tokens=first.cached_tokens,
         prompt_token_ids=prompt_token_ids,
         prompt_logprobs=first.prompt_logprobs,
-        numerics_class=endpoint.numerics_class,
+        numerics_class=numerics_class,
         load=load_to_proto(endpoint.load),
     )
 

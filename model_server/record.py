@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from discovery.endpoint import Endpoint, Load, ModelState, Residency
-from model_server.engine import Engine, EngineInfo
-from model_server.meter import Meter
+from discovery.endpoint import Endpoint, Load, ModelState
+from model_server.engine import EngineInfo, EngineLoad
+from model_server.meter import Meters
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Identity:
     server: str
     zone: str
     epoch: str
-    model: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +38,38 @@ class Device(Protocol):
         """The latest figures. Cheap. Raises DeviceLost."""
 
 
-class SimulatedDevice:
-    """What a simulated engine would keep busy: as much of its time as of its batch is taken, and its KV cache."""
+class Engines(Protocol):
+    """What a server computes with: one engine, or all of them together."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    @property
+    def info(self) -> EngineInfo:
+        """What they are."""
+
+    def load(self) -> EngineLoad:
+        """Their figures."""
+
+
+class SimulatedDevice:
+    """What simulated engines would keep busy: as much of their time as of a batch is taken, and their KV cache."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
 
     def read(self) -> Usage:
-        """The engine's own figures, as if they were a device's."""
-        load = self._engine.load()
-        return Usage(min(load.running / self._engine.info.max_streams, 1.0), load.kv_usage)
+        """The engines' own figures, as if they were a device's."""
+        load = self._engines.load()
+        return Usage(min(load.running / self._engines.info.max_streams, 1.0), load.kv_usage)
 
 
-def endpoint(identity: Identity, info: EngineInfo, address: str) -> Endpoint:
-    """The record of a server whose model is loaded, without load."""
+def endpoint(identity: Identity, info: EngineInfo, models: tuple[ModelState, ...]) -> Endpoint:
+    """The record of a server with these models, without load."""
     return Endpoint(
         server=identity.server,
-        address=address,
+        address=identity.address,
         zone=identity.zone,
         epoch=identity.epoch,
         engine=info.engine,
-        models=(ModelState(identity.model, Residency.HOT, info.max_model_tokens),),
+        models=models,
         engine_version=info.version,
         accelerator=info.accelerator,
         accelerator_count=info.accelerator_count,
@@ -73,28 +84,32 @@ def endpoint(identity: Identity, info: EngineInfo, address: str) -> Endpoint:
 
 
 class Record:
-    """The server's record, always with its latest load."""
+    """The server's record: `base` as `rebase` left it last, always with its latest load."""
 
-    def __init__(self, base: Endpoint, engine: Engine, meter: Meter, usage: Callable[[], Usage]) -> None:
+    def __init__(self, base: Endpoint, engines: Engines, meters: Meters, usage: Callable[[], Usage]) -> None:
         self._base = base
-        self._engine = engine
-        self._meter = meter
+        self._engines = engines
+        self._meters = meters
         self._usage = usage
+
+    def rebase(self, base: Endpoint) -> None:
+        """Models came or went."""
+        self._base = base
 
     def load(self) -> Load:
         """The load at this moment."""
-        engine, meter, usage = self._engine.load(), self._meter, self._usage()
+        load, meters, usage = self._engines.load(), self._meters, self._usage()
         # Engines keep the figures of their last step when they fall idle: no more can run than was asked for.
-        running = min(engine.running, len(meter.sequences))
+        running = min(load.running, meters.sequences)
         return Load(
             running=running,
-            waiting=min(engine.waiting, len(meter.sequences) - running),
-            kv_usage=engine.kv_usage,
+            waiting=min(load.waiting, meters.sequences - running),
+            kv_usage=load.kv_usage,
             utilization=usage.utilization,
             memory_usage=usage.memory_usage,
-            waiting_prompt_tokens=meter.waiting_prompt_tokens,
-            prefill_tokens_per_second=meter.prefill_tokens_per_second,
-            itl_ms=meter.itl_ms,
+            waiting_prompt_tokens=meters.waiting_prompt_tokens,
+            prefill_tokens_per_second=meters.prefill_tokens_per_second,
+            itl_ms=meters.itl_ms,
         )
 
     def endpoint(self) -> Endpoint:

@@ -3,28 +3,31 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint, Load
-from model_server.admission import Admission
 from model_server.config import ServerSettings
-from model_server.engine import Engine
+from model_server.engine import Engine, EngineInfo, EngineLoad
 from model_server.generation import Generator
 from model_server.inflight import InFlight
 from model_server.lifecycle import Lifecycle, Parts
 from model_server.link import Links
 from model_server.listener import Listener
 from model_server.liveness import LifeState, Liveness, LivenessRules
-from model_server.meter import Meter
 from model_server.metrics import ServerMetrics
+from model_server.model_service import MODELS, ModelService
 from model_server.operations import OperationsService
-from model_server.prober import Prober
 from model_server.record import Device, Identity, Record, SimulatedDevice, endpoint
-from model_server.service import INFERENCE, MODELS, InferenceService, ModelService
+from model_server.residency.held import Held, Surroundings
+from model_server.residency.metrics import ResidencyMetrics
+from model_server.residency.models import Models
+from model_server.residency.room import Limits
+from model_server.residency.spec import ModelSpec
+from model_server.service import INFERENCE, InferenceService
 from model_server.unregistered import Unregistered
 from stoker_common.clock import Clock
 from stoker_common.health import Health
@@ -40,12 +43,12 @@ class ServerFailed(Exception):
 
 
 class ModelServer:
-    """One engine behind the API. `run` lives its whole life; `stop` asks it to leave."""
+    """One or more models behind the API. `run` lives its whole life; `stop` asks it to leave."""
 
     def __init__(
         self,
         settings: ServerSettings,
-        engine: Engine,
+        engine: Engine | Sequence[ModelSpec],
         registrar: Registrar | None = None,
         *,
         device: Device | None = None,
@@ -54,31 +57,43 @@ class ModelServer:
         epoch: str | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """`engine`: the one of `settings.model`, or what may be served, of which the first ones are hot at first."""
+        specs = engine if isinstance(engine, Sequence) else [ModelSpec(settings.served_model, lambda: engine)]
         self.settings = settings
-        self.engine = engine
         self.epoch = epoch or uuid.uuid4().hex
-        self.metrics = ServerMetrics(settings.served_model, registry)
+        self.metrics = ServerMetrics([spec.name for spec in specs], registry)
         self._clock = clock
         self.liveness = Liveness(_rules(settings), clock())
-        self.meter = Meter(clock, self._batch_is_full)
         self.in_flight = InFlight(_starting)
         self.health = Health((INFERENCE, MODELS))
         self.links: Links | None = None
         self._record: Record | None = None
-        self._prober = Prober(
-            engine, self.liveness, self.meter, device or SimulatedDevice(engine), tick_s=_tick_s(settings), clock=clock
+        around = Surroundings(
+            in_flight=self.in_flight,
+            max_waiting=settings.max_waiting,
+            rules=_rules(settings),
+            device=device or SimulatedDevice(self),
+            tick_s=_tick_s(settings),
+            clock=clock,
         )
+        self.models = Models(
+            [Held(spec, around) for spec in specs],
+            Limits(settings.max_hot, settings.memory_budget),
+            ResidencyMetrics(self.metrics.registry),
+            max_asleep=settings.max_asleep,
+            clock=clock,
+            on_change=self._models_changed,
+        )
+        self._registrar = registrar or Unregistered()
         self._listener = Listener(settings.listen_host, settings.listen_port)
         self._traces = traces or configure("stoker-model-server")
         self._lifecycle = Lifecycle(
             Parts(
-                engine=engine,
-                registrar=registrar or Unregistered(),
+                models=self.models,
+                registrar=self._registrar,
                 listener=self._listener,
                 health=self.health,
                 liveness=self.liveness,
-                prober=self._prober,
-                meter=self.meter,
                 in_flight=self.in_flight,
                 listen=self._listen,
                 endpoint=self.endpoint,
@@ -146,35 +161,38 @@ class ModelServer:
         return self._record.endpoint()
 
     async def _listen(self) -> None:
-        """Serve gRPC, now that the engine can say what it is."""
-        info, settings = self.engine.info, self.settings
-        admission = Admission(
-            self.in_flight,
-            max_streams=lambda: info.max_streams,
-            max_waiting=settings.max_waiting,
-            drain_s=self._queue_s,
-        )
-        generator = Generator(
-            model=settings.served_model,
-            engine=self.engine,
-            meter=self.meter,
-            metrics=self.metrics,
-            admission=admission,
-            endpoint=self.endpoint,
-            traces=self._traces,
-        )
-        self.links = Links(generator, self.endpoint, lambda: self.engine.load().steps, self._clock)
+        """Serve gRPC, now that the engines can say what they are."""
+        generator = Generator(models=self.models, metrics=self.metrics, endpoint=self.endpoint, traces=self._traces)
+        self.links = Links(generator, self.endpoint, lambda: self.models.load().steps, self._clock)
         handlers = (
             InferenceService(generator).handlers(),
-            ModelService(self.endpoint).handlers(),
+            ModelService(self.endpoint, self.models).handlers(),
             OperationsService(self.endpoint, self.in_flight, self._lifecycle.drain).handlers(),
             self.health.handlers(),
             self.links.handlers(),
         )
-        await self._listener.start(handlers, (INFERENCE, MODELS) if settings.reflection else ())
-        identity = Identity(settings.id_at(self.port), settings.zone, self.epoch, settings.served_model)
-        base = endpoint(identity, info, self.address)
-        self._record = Record(base, self.engine, self.meter, lambda: self._prober.usage)
+        await self._listener.start(handlers, (INFERENCE, MODELS) if self.settings.reflection else ())
+        self._record = Record(self._base(), self.models, self.models.meters, self.models.usage)
+
+    def _base(self) -> Endpoint:
+        settings = self.settings
+        identity = Identity(settings.id_at(self.port), settings.zone, self.epoch, self.address)
+        return endpoint(identity, self.models.info, self.models.states())
+
+    def _models_changed(self) -> None:
+        """In the catalog at once."""
+        if self._record is not None:
+            self._record.rebase(self._base())
+            self._registrar.announce(self.endpoint())
+
+    @property
+    def info(self) -> EngineInfo:
+        """What its engines are together. Valid once it serves."""
+        return self.models.info
+
+    def load(self) -> EngineLoad:
+        """Its engines' figures together."""
+        return self.models.load()
 
     @property
     def attached_routers(self) -> int:
@@ -184,14 +202,6 @@ class ModelServer:
     def _goodbye(self, reason: str, grace_s: float) -> None:
         if self.links is not None:
             self.links.goodbye(reason, grace_s)
-
-    def _queue_s(self) -> float:
-        """How long what waits is expected to take; 1 s while the engine's rate is not known."""
-        rate = self.meter.prefill_tokens_per_second
-        return self.meter.waiting_prompt_tokens / rate if rate > 0.0 else 1.0
-
-    def _batch_is_full(self) -> bool:
-        return self.engine.load().running >= self.engine.info.max_streams
 
     def _load_if_known(self) -> Load | None:
         return self._record.load() if self._record is not None else None

@@ -1,21 +1,17 @@
-"""The services of a model server: what arrives by gRPC, handed to those who know."""
+"""Generations that arrive call by call, handed to the generator."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable
 
 import grpc
-from google.protobuf.message import Message
 
-from discovery.endpoint import Endpoint
-from discovery.messages import model_to_proto
 from model_server.generation import Generator, Write
-from stoker.v1 import generation_pb2, inference_pb2, model_pb2
+from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
-from stoker_common.refusal import Code, Refusal, invalid
-from stoker_common.wire import Context, guard, parse, service, unary_stream, unary_unary
+from stoker_common.refusal import invalid
+from stoker_common.wire import Context, guard, parse, service, unary_unary
 
 INFERENCE = "stoker.v1.InferenceService"
-MODELS = "stoker.v1.ModelService"
 
 
 class InferenceService:
@@ -66,55 +62,6 @@ class InferenceService:
         await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent)
 
 
-class ModelService:
-    """stoker.v1.ModelService: one model, hot for as long as the server lives. Moving it comes later."""
-
-    def __init__(self, endpoint: Callable[[], Endpoint]) -> None:
-        self._endpoint = endpoint
-
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """The service's methods."""
-        return service(
-            MODELS,
-            {
-                "ListModels": unary_unary(self._list, model_pb2.ListModelsRequest),
-                "SleepModel": unary_unary(_refuse("SleepModel"), model_pb2.SleepModelRequest),
-                "UnloadModel": unary_unary(_refuse("UnloadModel"), model_pb2.UnloadModelRequest),
-                "LoadModel": unary_stream(_refuse_stream("LoadModel"), model_pb2.LoadModelRequest),
-                "WakeModel": unary_stream(_refuse_stream("WakeModel"), model_pb2.WakeModelRequest),
-            },
-        )
-
-    async def _list(self, request: model_pb2.ListModelsRequest, _: Context) -> model_pb2.ListModelsResponse:
-        endpoint = self._endpoint()
-        response = model_pb2.ListModelsResponse()
-        if request.zone in ("", endpoint.zone):
-            for model in endpoint.models:
-                if request.model in ("", model.name):
-                    response.models.add(server=endpoint.server, zone=endpoint.zone, model=model_to_proto(model))
-        return response
-
-
 def _require(has_generation: bool) -> None:
     if not has_generation:
         raise invalid("generation", "is missing; say what to generate")
-
-
-def _refusal(method: str) -> Refusal:
-    text = f"{method} is not implemented yet: this server serves the model it was started with; start another server"
-    return Refusal(Code.UNIMPLEMENTED, text, reason="NOT_YET")
-
-
-def _refuse(method: str) -> Callable[[Message, Context], Awaitable[bytes]]:
-    async def refuse(_: Message, __: Context) -> bytes:
-        raise _refusal(method)
-
-    return refuse
-
-
-def _refuse_stream(method: str) -> Callable[[Message, Context], AsyncGenerator[bytes, None]]:
-    async def refuse(_: Message, __: Context) -> AsyncGenerator[bytes, None]:
-        raise _refusal(method)
-        yield b""  # Makes it a generator, as streaming methods are.
-
-    return refuse

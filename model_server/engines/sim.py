@@ -62,6 +62,7 @@ class SimEngine:
         self._poll_timer: Timer | None = None
         self._loading: asyncio.Future[None] | None = None
         self._loaded = False
+        self._asleep = False
         self._stopped = False
         self._death: type[EngineDead] | None = None
         self._why_dead = ""
@@ -89,24 +90,19 @@ class SimEngine:
             numerics_class=NUMERICS_CLASS,
             resume_modes=tuple(ResumeMode),
             exact_modes=(ResumeMode.REPLAY, ResumeMode.RESTORE),
+            sleeps=settings.sleeps,
         )
 
     async def start(self) -> None:
         """Take as long as loading takes. Raises EngineDead if the engine dies or is stopped meanwhile."""
         if self._loading is not None or self._stopped:
             raise EngineError("the engine was started before; make a new one")
-        loop = asyncio.get_running_loop()
-        clock = self._clock = self._clock or loop
-        self._loading = loop.create_future()
+        self._clock = self._clock or asyncio.get_running_loop()
         self.faults.listen(self._faults_changed)
         self._poll_faults()
         self._faults_changed()
-        timer = clock.call_at(clock.time() + self.settings.load_ms / 1000, self._loaded_now)
-        try:
-            await self._loading
-        finally:
-            timer.cancel()
-        await self.check()
+        await self._take(self.settings.load_ms)
+        self._loaded = True
 
     async def encode(self, generation: generation_pb2.Generation) -> list[int]:
         """The prompt's token ids; in a thread if the prompt is long."""
@@ -157,16 +153,53 @@ class SimEngine:
         if self._death is not None:
             raise self._death(self._why_dead)
 
+    async def sleep(self) -> None:
+        """Take as long as going to sleep takes; the KV cache is empty afterwards."""
+        await self._check_loaded()
+        if not self.settings.sleeps or self._asleep or self._streams:
+            why = "runs something" if self._streams else "sleeps already" if self._asleep else "cannot sleep"
+            raise EngineError(f"the engine {why}")
+        self._asleep = True
+        await self._take(self.settings.sleep_ms)
+        self._scheduler = Scheduler(self.settings)
+
+    async def wake(self) -> None:
+        """Take as long as waking takes."""
+        await self._check_loaded()
+        if not self._asleep:
+            raise EngineError("the engine does not sleep")
+        await self._take(self.settings.wake_ms)
+        self._asleep = False
+
     async def stop(self) -> None:
         """End the engine; streams that still run raise EngineDead."""
         self._stopped = True
         self._die(EngineDead, "the engine was stopped")
+
+    async def _check_loaded(self) -> None:
+        await self.check()
+        if not self._loaded:
+            raise EngineError("the engine is not started")
+
+    async def _take(self, milliseconds: float) -> None:
+        """Let so much of the engine's time pass. Raises EngineDead if it dies or is stopped meanwhile."""
+        await self.check()
+        clock = self._clock or asyncio.get_running_loop()
+        self._loading = asyncio.get_running_loop().create_future()
+        timer = clock.call_at(clock.time() + milliseconds / 1000, self._loaded_now)
+        try:
+            await self._loading
+        finally:
+            timer.cancel()
+        await self.check()
 
     def _submit(self, request: EngineRequest) -> SimStream:
         if self._death is not None:
             raise self._death(self._why_dead)
         if not self._loaded or self._clock is None:
             raise EngineError("the engine is not started")
+        if self._asleep:
+            raise EngineError("the engine sleeps")
         refuse_unsupported(request)
         refuse_invalid(request, self.settings)
         self._requests += 1
@@ -249,7 +282,6 @@ class SimEngine:
             self._step_timer = None
 
     def _loaded_now(self) -> None:
-        self._loaded = True
         if self._loading is not None and not self._loading.done():
             self._loading.set_result(None)
 

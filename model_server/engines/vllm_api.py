@@ -161,6 +161,19 @@ def _replay_processor(config: Any) -> str | None:
     return REPLAY_V2 if _V2Processor is not None else None
 
 
+async def sleep(llm: AsyncLLM) -> None:
+    """Weights to host memory; the KV cache is dropped, and what is cached in it forgotten."""
+    # The cache's blocks keep their hashes through a sleep, and would be taken for what they held.
+    if not await llm.reset_prefix_cache():
+        raise RuntimeError("the prefix cache cannot be reset: something still runs")
+    await llm.sleep(1)
+
+
+async def wake(llm: AsyncLLM) -> None:
+    """Weights and an empty KV cache back on the GPU."""
+    await llm.wake_up()
+
+
 def fail_streams(llm: AsyncLLM) -> None:
     """End every stream that still runs with EngineDeadError: a shutdown alone leaves them waiting for ever."""
     llm.output_processor.propagate_error(EngineDeadError())
@@ -188,6 +201,7 @@ class Facts:
     numerics: Mapping[str, str]
     v2_runner: bool
     thinking: bool
+    sleeps: bool
 
 
 def facts(llm: AsyncLLM) -> Facts:
@@ -220,6 +234,7 @@ def facts(llm: AsyncLLM) -> Facts:
         },
         v2_runner=v2_runner,
         thinking=bool(reasoning is not None and getattr(reasoning, "enabled", True)),
+        sleeps=bool(getattr(model, "enable_sleep_mode", False)) and not current_platform.is_cpu(),
     )
 
 

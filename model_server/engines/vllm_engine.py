@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class VllmEngine:
         self._abilities: Abilities | None = None
         self._resuming: vllm_resume.Limits | None = None
         self._openings: vllm_resume.Openings | None = None
+        self._asleep = False
         self._stopped = False
 
     async def start(self) -> None:
@@ -90,6 +91,7 @@ class VllmEngine:
             numerics_class=";".join(f"{key}={value}" for key, value in facts.numerics.items()),
             resume_modes=tuple(modes),
             exact_modes=vllm_resume.exact(modes, on_cpu=settings.on_cpu, dtype=facts.numerics.get("dtype", "")),
+            sleeps=facts.sleeps,
         )
 
     @property
@@ -109,6 +111,8 @@ class VllmEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """One sequence, a step at a time; closing the generator aborts it. Raises EngineRefused, EngineDead."""
         self._running()
+        if self._asleep:
+            raise EngineError("the engine sleeps")
         _refuse_foreign(request.prompt_token_ids, self.info)
         outputs = self._resume(request) if request.emitted_token_ids else self._generate(request)
         async with aclosing(outputs):
@@ -195,6 +199,31 @@ class VllmEngine:
         """Raise EngineDead if vLLM knows its engine process dead, or the engine was stopped."""
         if self._running().errored:
             raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why")
+
+    async def sleep(self) -> None:
+        """Weights to host memory (vLLM's level 1), the KV cache dropped. Raises EngineError."""
+        llm = self._running()
+        if not self.info.sleeps or self._asleep or self._streams:
+            why = "runs something" if self._streams else "sleeps already" if self._asleep else "cannot sleep"
+            raise EngineError(f"the engine {why}")
+        self._asleep = True
+        await self._told("sleep", vllm_api.sleep(llm))
+
+    async def wake(self) -> None:
+        """Weights back to the GPU, and an empty KV cache. Raises EngineError."""
+        llm = self._running()
+        if not self._asleep:
+            raise EngineError("the engine does not sleep")
+        await self._told("wake", vllm_api.wake(llm))
+        self._asleep = False
+
+    async def _told(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except vllm_api.EngineDeadError as error:
+            raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why") from error
+        except Exception as error:
+            raise EngineError(f"vLLM could not {what}: {type(error).__name__}: {error}") from error
 
     async def stop(self) -> None:
         """End the engine and its processes; streams that still run raise EngineDead. Idempotent."""
@@ -319,6 +348,8 @@ def _arguments(settings: VllmSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "otlp_traces_endpoint": _url(settings.otlp_traces_endpoint),
         "shutdown_timeout": settings.shutdown_timeout_s,
+        # vLLM has it for GPUs, where its weights and cache then come from an allocator of its own.
+        "enable_sleep_mode": True if settings.sleep_mode and not settings.on_cpu else None,
         # Lower numbers first, and first come, first served among equals.
         "scheduling_policy": "priority",
         "enable_prefix_caching": True,

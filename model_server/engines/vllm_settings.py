@@ -65,6 +65,7 @@ class VllmSettings(Settings):
     otlp_traces_endpoint: str | None = Field(
         default=None, description="Where the engine's spans go, as OTLP over gRPC."
     )
+    sleep_mode: bool = Field(default=False, description="Whether it can sleep; on GPUs only.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 
     @property

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from model_server.engine import Engine, EngineDead, EngineLoad, EngineOutput, EngineRefused, EngineRequest, ResumeMode
+from model_server.engine import (
+    Engine,
+    EngineDead,
+    EngineError,
+    EngineLoad,
+    EngineOutput,
+    EngineRefused,
+    EngineRequest,
+    ResumeMode,
+)
 from stoker.v1 import generation_pb2, inference_pb2
 
 NOT_ENDED = inference_pb2.FINISH_REASON_UNSPECIFIED
@@ -397,6 +406,34 @@ class EngineContract:
             for filler in fillers:
                 filler.cancel()
         assert order == [3, 5, 7]
+        await until_idle(engine)
+
+    async def test_sleeps_and_wakes_with_the_same_answers_and_an_empty_cache(self, engine: Engine) -> None:
+        if not engine.info.sleeps:
+            with pytest.raises(EngineError):
+                await engine.sleep()
+            await engine.check()
+            return
+        prompt = " ".join(["one and the same long beginning"] * 40)
+        before = await self.ask(engine, greedy(), 8, prompt=prompt)
+        with pytest.raises(EngineError):
+            await engine.wake()
+        async with aclosing(engine.generate(request_for([1, 2, 3], greedy(), 1000))) as outputs:
+            await anext(outputs)
+            with pytest.raises(EngineError):
+                await engine.sleep()
+        await until_idle(engine)
+        for _ in range(2):
+            await engine.sleep()
+            await engine.check()
+            with pytest.raises(EngineError):
+                await engine.sleep()
+            with pytest.raises(EngineError):
+                await whole(engine, request_for([1, 2, 3], greedy(), 2))
+            await engine.wake()
+            after = await self.ask(engine, greedy(), 8, prompt=prompt)
+            assert after.token_ids == before.token_ids
+            assert after.outputs[0].cached_tokens == 0, "what is cached is gone after a sleep"
         await until_idle(engine)
 
     async def test_death_fails_the_streams_and_stop_ends_it_all(

@@ -54,7 +54,7 @@ class Mesh:
                 return False
         for member in self.servers:
             load = member.engine.load()
-            if len(member.server.in_flight) or member.server.meter.sequences or load.running or load.waiting:
+            if len(member.server.in_flight) or member.server.models.meters.sequences or load.running or load.waiting:
                 return False
         return True
 

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from model_server.engines.sim_settings import SimSettings
-from stoker.v1 import inference_pb2, model_pb2, model_pb2_grpc
+from stoker.v1 import inference_pb2
 from stoker_common import tracing
 from tests.fakes.fleet import MODEL, FleetServer, running_server, server_settings
 from tests.fakes.inference import channel_to, error_details, generation, stream, token_ids, unary
@@ -27,8 +27,8 @@ def idle(member: FleetServer) -> bool:
     load = member.engine.load()
     return (
         len(member.server.in_flight) == 0
-        and not member.server.meter.sequences
-        and member.server.meter.waiting_prompt_tokens == 0
+        and not member.server.models.meters.sequences
+        and member.server.models.meters.waiting_prompt_tokens == 0
         and load.running == load.waiting == 0
     )
 
@@ -201,24 +201,6 @@ async def test_two_hundred_streams_ended_and_cancelled_at_random_leave_nothing_b
             if sample.name == "stoker_server_requests_total"
         )
         assert ended == 201.0
-
-
-async def test_models_are_listed_and_what_is_not_built_is_named() -> None:
-    async with running_server() as member, channel_to(member.server.address) as channel:
-        models = model_pb2_grpc.ModelServiceStub(channel)
-        listed = await models.ListModels(model_pb2.ListModelsRequest())
-        assert [found.model.name for found in listed.models] == [MODEL]
-        elsewhere = await models.ListModels(model_pb2.ListModelsRequest(zone="zone-z"))
-        assert not elsewhere.models
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await models.SleepModel(model_pb2.SleepModelRequest())
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert "SleepModel" in (refused.value.details() or "")
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            async for _ in models.LoadModel(model_pb2.LoadModelRequest()):
-                pass
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert member.server.port
 
 
 async def test_health_is_told_for_each_service() -> None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from discovery.endpoint import Load
 from model_server.liveness import LifeState
 from model_server.metrics import ServerMetrics
+from model_server.residency.metrics import ResidencyMetrics
 from router.admission_metrics import AdmissionMetrics
 from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
@@ -30,7 +31,8 @@ def test_the_page_names_the_metrics_that_there_are() -> None:
     ledger = Ledger(lambda: 0.0)
     breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))
     router.register(FleetCollector(Fleet(ledger, lambda _: None), ledger, breakers, lambda: 0.0))
-    server = ServerMetrics("m")
+    server = ServerMetrics(["m"])
+    ResidencyMetrics(server.registry).watch(tuple)
     server.watch(Load, lambda: LifeState.SERVING, lambda: 0)
 
     named = set(re.findall(r"`(stoker_(?:router|server|engine|accelerator)_[a-z_]+)", PAGE.read_text()))

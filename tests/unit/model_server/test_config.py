@@ -1,5 +1,7 @@
 """A model server's settings: names, addresses, the engines' own keys."""
 
+from pathlib import Path
+
 import pytest
 
 from model_server.config import CommandSettings, ServerSettings, check_engine, sim_settings, vllm_settings
@@ -53,3 +55,23 @@ def test_an_engines_contradictions_are_settings_errors_of_that_engine_alone() ->
     with pytest.raises(SettingsError, match="max_batched_tokens"):
         check_engine(settings("--engine", "sim", *flags))
     check_engine(settings("--engine", "vllm", *flags))
+
+
+def test_further_models_are_named_by_their_folder_or_as_told_and_share_the_memory() -> None:
+    given = settings("--model", "/m/a", "--models", "chat@2=/m/b,/m/c", "--max-hot", "3")
+    assert [(entry.served_model, entry.model) for entry in given.entries] == [
+        ("a", "/m/a"),
+        ("chat@2", "/m/b"),
+        ("c", "/m/c"),
+    ]
+    assert vllm_settings(given, given.entries[1]).gpu_memory_utilization == pytest.approx(0.3)
+    assert vllm_settings(settings("--model", "/m/a")).gpu_memory_utilization == 0.9
+    with pytest.raises(SettingsError, match="called alike: a"):
+        settings("--model", "/m/a", "--models", "/other/a")
+
+
+def test_the_file_gives_a_model_a_share_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "stoker.toml"
+    file.write_text('[model_server]\nmodel = "/m/a"\n[[model_server.models]]\nmodel = "/m/b"\nshare = 0.25\n')
+    given = load(CommandSettings, "model_server", ("--config", str(file)), environ={})
+    assert [given.share_of(entry) for entry in given.entries] == [0.9, 0.25]

@@ -7,7 +7,6 @@ import pytest
 from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
-from model_server.admission import Admission
 from model_server.engine import (
     DeviceLost,
     EngineDead,
@@ -20,12 +19,12 @@ from model_server.engine import (
 )
 from model_server.generation import Generator
 from model_server.inflight import InFlight
-from model_server.meter import Meter
 from model_server.metrics import ServerMetrics
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.refusal import Code, Refusal, unavailable
 from stoker_common.tracing import configure
 from tests.fakes.inference import generation, token_ids
+from tests.fakes.residency import hot, only
 
 pytestmark = pytest.mark.unit
 
@@ -64,6 +63,12 @@ class ScriptedEngine:
     async def check(self) -> None:
         return
 
+    async def sleep(self) -> None:
+        return
+
+    async def wake(self) -> None:
+        return
+
     async def stop(self) -> None:
         return
 
@@ -73,16 +78,14 @@ class Served:
 
     def __init__(self, script: Script) -> None:
         self.engine = ScriptedEngine(script)
-        self.meter = Meter()
-        self.metrics = ServerMetrics("sim-model@2")
+        self.metrics = ServerMetrics(["sim-model@2"])
         self.in_flight = InFlight()
         self.parts: list[inference_pb2.GenerateStreamResponse] = []
+        self.held = hot("sim-model@2", self.engine, self.in_flight)
+        self.meter = self.held.meter
         self.generator = Generator(
-            model="sim-model@2",
-            engine=self.engine,
-            meter=self.meter,
+            models=only(self.held),
             metrics=self.metrics,
-            admission=Admission(self.in_flight, max_streams=lambda: 4, max_waiting=4, drain_s=lambda: 1.0),
             endpoint=lambda: Endpoint("s", "h:1", "z", "e", "fake", ()),
             traces=configure("test", environ={}),
         )

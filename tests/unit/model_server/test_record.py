@@ -3,11 +3,11 @@
 import pytest
 from prometheus_client import generate_latest
 
-from discovery.endpoint import Load
+from discovery.endpoint import Load, ModelState, Residency
 from discovery.messages import load_to_proto
 from model_server.engine import EngineInfo, EngineLoad, EngineOutput
 from model_server.liveness import LifeState
-from model_server.meter import Meter
+from model_server.meter import Meter, Meters
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration
 from model_server.record import Identity, Record, SimulatedDevice, Usage, endpoint
@@ -31,8 +31,9 @@ class Loaded:
 def test_the_record_says_what_the_engine_is_and_how_loaded_it_is_now() -> None:
     meter = Meter(FakeClock())
     sequences = [meter.begin(100) for _ in range(4)]
-    base = endpoint(Identity("s", "z", "e", "m@1"), INFO, "h:1")
-    record = Record(base, Loaded(), meter, lambda: Usage(0.8, 0.9))  # type: ignore[arg-type]
+    models = (ModelState("m@1", Residency.HOT, 100),)
+    base = endpoint(Identity("s", "z", "e", "h:1"), INFO, models)
+    record = Record(base, Loaded(), Meters([meter, Meter(FakeClock())]), lambda: Usage(0.8, 0.9))
     said = record.endpoint()
     assert (said.server, said.zone, said.epoch, said.address) == ("s", "z", "e", "h:1")
     assert (said.max_streams, said.kv_tokens, said.numerics_class) == (4, 1000, "class-1")
@@ -45,7 +46,7 @@ def test_the_record_says_what_the_engine_is_and_how_loaded_it_is_now() -> None:
 
 
 def test_a_simulated_device_is_as_busy_as_its_batch() -> None:
-    assert SimulatedDevice(Loaded()).read() == Usage(0.75, 0.5)  # type: ignore[arg-type]
+    assert SimulatedDevice(Loaded()).read() == Usage(0.75, 0.5)
 
 
 def test_a_delta_has_what_the_step_added_and_what_stopped_it() -> None:
@@ -68,11 +69,11 @@ def test_durations_do_not_go_below_zero_and_an_unknown_itl_is_absent() -> None:
 
 
 def test_metrics_read_the_state_at_each_scrape_and_label_only_from_closed_sets() -> None:
-    metrics, state = ServerMetrics("m"), [LifeState.STARTING]
+    metrics, state = ServerMetrics(["m"]), [LifeState.STARTING]
     metrics.watch(lambda: Load(running=3, kv_usage=0.5), lambda: state[0], lambda: 7)
-    metrics.request_ended("OK")
-    metrics.request_ended("NOT_FOUND", known_model=False)
-    metrics.generation_ended(prompt=10, cached=4, completion=3, ttft_s=0.02, itl_s=None, queue_s=0.001)
+    metrics.request_ended("m", "OK")
+    metrics.request_ended("", "NOT_FOUND")
+    metrics.generation_ended("m", prompt=10, cached=4, completion=3, ttft_s=0.02, itl_s=None, queue_s=0.001)
     read = metrics.registry.get_sample_value
     assert read("stoker_server_requests_total", {"model": "other", "outcome": "NOT_FOUND"}) == 1.0
     assert read("stoker_server_tokens_total", {"model": "m", "kind": "cached"}) == 4.0

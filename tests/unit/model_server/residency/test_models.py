@@ -1,0 +1,255 @@
+"""The models of a server on simulated engines: readied once, room made in turn, nothing cut off."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from discovery.endpoint import Residency
+from model_server.engines.sim import SimEngine
+from model_server.engines.sim_settings import SimSettings
+from model_server.inflight import InFlight
+from model_server.liveness import Liveness, LivenessRules
+from model_server.record import Usage
+from model_server.residency.held import Held, Surroundings
+from model_server.residency.metrics import ResidencyMetrics
+from model_server.residency.models import Models
+from model_server.residency.move import Progress
+from model_server.residency.room import Limits
+from model_server.residency.spec import ModelSpec
+from stoker_common.refusal import Code, Refusal
+from tests.fakes.clock import FakeClock
+from tests.fakes.until import until
+
+pytestmark = pytest.mark.unit
+
+SIM = SimSettings(load_ms=30.0, sleep_ms=5.0, wake_ms=5.0, step_base_ms=1.0)
+
+
+class Idle:
+    """A Device with nothing to do."""
+
+    def read(self) -> Usage:
+        return Usage()
+
+
+@dataclass
+class Shelf:
+    """Models, and all the engines that were ever made for them."""
+
+    models: Models
+    clock: FakeClock
+    registry: CollectorRegistry
+    engines: dict[str, list[SimEngine]]
+    changes: list[int] = field(default_factory=list)
+
+    def where(self) -> dict[str, Residency]:
+        return {state.name: state.residency for state in self.models.states()}
+
+    def held(self, name: str) -> Held:
+        return self.models.find(name)
+
+    async def ask(self, name: str, remaining_s: float | None = None) -> list[Progress]:
+        """Use a model for a moment."""
+        told: list[Progress] = []
+
+        async def tell(progress: Progress) -> None:
+            told.append(progress)
+
+        async with self.models.use(self.held(name), remaining_s, tell) as held:
+            assert held.engine is not None and held.hot
+            await held.engine.check()
+        return told
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+@asynccontextmanager
+async def shelf(
+    *names: str, sim: SimSettings = SIM, max_hot: int = 1, max_asleep: int = 4, share: float = 0.1
+) -> AsyncIterator[Shelf]:
+    """Models that run."""
+    engines: dict[str, list[SimEngine]] = {name: [] for name in names}
+    clock = FakeClock()
+
+    def make(name: str) -> SimEngine:
+        engines[name].append(SimEngine(name, sim))
+        return engines[name][-1]
+
+    rules = LivenessRules(first_probe_timeout_s=1e9, probe_interval_s=1e9)
+    around = Surroundings(InFlight(), 256, rules, Idle(), 0.01, clock)
+    held = [Held(ModelSpec(name, lambda name=name: make(name), share), around) for name in names]  # type: ignore[misc]
+    registry, changes = CollectorRegistry(), [0]
+    models = Models(
+        held,
+        Limits(max_hot),
+        ResidencyMetrics(registry),
+        max_asleep=max_asleep,
+        clock=clock,
+        on_change=lambda: changes.append(len(changes)),
+    )
+    assert await models.start() is None
+    running = asyncio.ensure_future(models.run())
+    await asyncio.sleep(0)
+    try:
+        yield Shelf(models, clock, registry, engines, changes)
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+        await models.stop()
+
+
+async def test_the_first_ones_are_hot_at_first() -> None:
+    async with shelf("a", "b", "c", max_hot=2) as up:
+        assert up.where() == {"a": Residency.HOT, "b": Residency.HOT, "c": Residency.STAGED}
+        assert [len(made) for made in up.engines.values()] == [1, 1, 0]
+
+
+async def test_a_hundred_who_ask_for_a_cold_model_make_it_hot_once() -> None:
+    async with shelf("a", "b") as up:
+        told = await asyncio.gather(*(up.ask("b") for _ in range(100)))
+        assert up.where() == {"a": Residency.ASLEEP, "b": Residency.HOT}
+        assert (
+            len(up.engines["b"]) == 1
+            and up.count("stoker_server_model_loads_total", model="b", was="staged", outcome="ok") == 1
+        )
+        assert all(any(progress.activity == "loading weights" for progress in each) for each in told)
+        assert up.count("stoker_server_model_evictions_total", model="a") == 1
+        assert len(up.changes) > 2, "the catalog hears of it"
+
+
+async def test_the_one_that_made_room_wakes_with_the_engine_it_had() -> None:
+    async with shelf("a", "b") as up:
+        await up.ask("b")
+        told = await up.ask("a")
+        assert up.where() == {"a": Residency.HOT, "b": Residency.ASLEEP}
+        assert len(up.engines["a"]) == 1 and told[-1].activity != "loading weights"
+
+
+async def test_an_engine_that_cannot_sleep_is_stopped_and_a_new_one_started() -> None:
+    async with shelf("a", "b", sim=SIM.model_copy(update={"sleeps": False})) as up:
+        await up.ask("b")
+        assert up.where()["a"] is Residency.STAGED
+        await up.ask("a")
+        assert len(up.engines["a"]) == 2
+        with pytest.raises(Exception, match="stopped"):
+            await up.engines["a"][0].check()
+
+
+async def test_steps_never_go_back_when_an_engine_is_replaced() -> None:
+    async with shelf("a", "b", sim=SIM.model_copy(update={"sleeps": False})) as up:
+        before = up.models.load().steps
+        assert before > 0
+        await up.ask("b")
+        between = up.models.load().steps
+        await up.ask("a")
+        assert before < between < up.models.load().steps
+
+
+async def test_more_asleep_than_the_host_holds_are_unloaded_least_recently_used_first() -> None:
+    async with shelf("a", "b", "c", max_asleep=1) as up:
+        for name in ("b", "c"):
+            up.clock.advance(1.0)
+            await up.ask(name)
+        await until(lambda: up.where()["a"] is Residency.STAGED)
+        assert up.where() == {"a": Residency.STAGED, "b": Residency.ASLEEP, "c": Residency.HOT}
+
+
+async def test_what_runs_is_waited_for_and_never_cut_off() -> None:
+    async with shelf("a", "b") as up:
+        release, started = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            async with up.models.use(up.held("a"), None, _ignore):
+                started.set()
+                await release.wait()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(hold())
+            await started.wait()
+            up.clock.advance(1e6)  # it was hot for long
+            waiting = tasks.create_task(up.ask("b"))
+            await until(lambda: up.where()["a"] is Residency.ASLEEP)  # for the catalog
+            assert not up.held("a").hot and not waiting.done() and not up.engines["b"]
+            release.set()
+        assert up.where()["b"] is Residency.HOT
+
+
+async def test_with_no_room_it_is_refused_with_a_time_to_come_back() -> None:
+    async with shelf("a", "b") as up:
+        up.held("a").pinned = True
+        with pytest.raises(Refusal) as refused:
+            await up.ask("b")
+        assert (refused.value.code, refused.value.reason) == (Code.RESOURCE_EXHAUSTED, "NO_ROOM")
+        up.held("a").pinned = False
+        await up.ask("b")
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_once_the_time_is_known() -> None:
+    async with shelf("a", "b") as up:
+        up.models._times.observe("b", Residency.STAGED, 60.0)
+        with pytest.raises(Refusal) as refused:
+            await up.ask("b", remaining_s=10.0)
+        assert refused.value.reason == "READY_EXCEEDS_DEADLINE" and refused.value.retry_after_s == pytest.approx(60.0)
+        await up.ask("b", remaining_s=100.0)
+
+
+async def test_a_model_that_cannot_be_loaded_is_refused_for_a_while_and_hurts_no_other() -> None:
+    async with shelf("a", "b", max_hot=2) as up:
+        await up.models.put_away(up.held("b"), Residency.STAGED, None)
+        broken = up.held("b").spec.make()
+        await broken.stop()
+        up.held("b").spec = ModelSpec("b", lambda: broken, 0.1)
+        for _ in range(3):
+            with pytest.raises(Refusal) as refused:
+                await up.ask("b")
+            assert refused.value.reason == "MODEL_FAILED" and (refused.value.retry_after_s or 0) > 1
+        assert up.count("stoker_server_model_loads_total", model="b", was="staged", outcome="failed") == 1
+        await up.ask("a")
+        up.held("b").spec = ModelSpec("b", lambda: SimEngine("b", SIM), 0.1)
+        up.clock.advance(6.0)
+        await up.ask("b")
+
+
+async def test_put_away_waits_for_the_grace_and_then_ends_what_runs() -> None:
+    async with shelf("a") as up:
+        started = asyncio.Event()
+
+        async def hold() -> str:
+            try:
+                async with up.models.use(up.held("a"), None, _ignore):
+                    started.set()
+                    await asyncio.Event().wait()
+            except Refusal as refusal:
+                return refusal.reason
+            return ""
+
+        async with asyncio.TaskGroup() as tasks:
+            holding = tasks.create_task(hold())
+            await started.wait()
+            await up.models.put_away(up.held("a"), Residency.ASLEEP, 0.02)
+        assert holding.result() == "MODEL_LEAVING" and up.where()["a"] is Residency.ASLEEP
+        await up.models.put_away(up.held("a"), Residency.ASLEEP, None)
+        await up.models.put_away(up.held("a"), Residency.STAGED, None)
+        assert up.where()["a"] is Residency.STAGED
+        up.held("a").pinned = True
+        with pytest.raises(Refusal) as refused:
+            await up.models.put_away(up.held("a"), Residency.STAGED, None)
+        assert refused.value.reason == "MODEL_PINNED"
+
+
+async def test_an_engine_that_dies_ends_the_watch() -> None:
+    async with shelf("a", "b", max_hot=2) as up:
+        running: asyncio.Future[Liveness] | None = up.models._failed
+        up.engines["b"][0].faults.inject(dead=True)
+        assert running is not None
+        liveness = await asyncio.wait_for(asyncio.shield(running), 5.0)
+        assert liveness.state.failed and "dead" in liveness.reason
+
+
+async def _ignore(_: Progress) -> None:
+    return
