@@ -309,11 +309,15 @@ class Router:
             ):
                 async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, inject(), interrupt)) as parts:
                     async for part in parts:
+                        finished = part.message.HasField("finished")
+                        if interrupt.error is not None and not finished:
+                            # Whether it can go elsewhere was judged by what had gone out: no more may.
+                            raise interrupt.error
                         data = part.data
                         if dispatch.received(part.message):
                             # The client was told once how its stream started.
                             data = without_started(part.message) if resumed else with_pick(data, chosen)
-                        if part.message.HasField("finished"):
+                        if finished:
                             dispatch.finished(part.message)
                             data = with_attempts(data, flight.attempts(), flight.exactness)
                         if data:

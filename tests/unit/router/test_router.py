@@ -300,6 +300,35 @@ async def test_a_caller_may_want_to_know_of_a_failure() -> None:
     bench.assert_nothing_in_flight()
 
 
+class Emptied(Scripted):
+    """A transport whose link has a part at hand when its first server is emptied by an operator."""
+
+    async def attempt(
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
+    ) -> AsyncGenerator[Part, None]:
+        parts = super().attempt(endpoint, generation, timeout_s, metadata, interrupt)
+        async with aclosing(parts):
+            async for part in parts:
+                if len(self.asked) == 1:
+                    interrupt.fire(fault(Fault.MOVED))
+                yield part
+
+
+async def test_who_wants_to_know_of_a_failure_is_moved_before_the_first_part_or_not_at_all() -> None:
+    """What came between being judged movable and being moved must not make it a failure."""
+    bench = Bench(Emptied(), A1, A2)
+    response = await bench.ask(on_server_failure=generation_pb2.ON_SERVER_FAILURE_FAIL)
+    assert len(bench.transport.asked) == 2
+    assert list(response.outputs[0].token_ids) == [1, 2]
+    assert [each.tokens for each in response.finished.attempts] == [0, 2]
+    bench.assert_nothing_in_flight()
+
+
 async def test_the_second_server_may_die_as_well() -> None:
     first, second, third = resuming(A1), resuming(A2), resuming(B1)
     transport = Scripted(
