@@ -37,9 +37,14 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check)
 uv=(.venv/bin/uv --no-progress)
 install=("${uv[@]}" pip install --python .venv --no-deps)
 
-# uv does not read pip's settings; where pip is told to use another index, so is uv.
-index=${PIP_INDEX_URL:-$("${pip[@]}" config get global.index-url 2>/dev/null || true)}
+# uv reads neither pip's settings nor the system's certificates: where pip is told to use another index, or trusts a
+# company's own authority, so does uv.
+pip_setting() { "${pip[@]}" config get "global.$1" 2>/dev/null || true; }
+index=${PIP_INDEX_URL:-$(pip_setting index-url)}
+cert=${PIP_CERT:-$(pip_setting cert)}
 [[ ! $index ]] || export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
+[[ ! $cert ]] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$cert}
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true}
 
 if ! is packages "$packages"; then
   run "installing uv" "${pip[@]}" install -q --no-deps -r deploy/locks/bootstrap.txt
