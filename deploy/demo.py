@@ -53,7 +53,7 @@ def main() -> int:
     try:
         run()
     except (DemoFailed, StokerError, ConsulAgentError) as error:
-        Console(stderr=True).print(Text(f"The demo failed: {error}", style="bold red"))
+        Console(stderr=True).print(Text(f"The demo failed: {error}", style="bold red"), soft_wrap=True)
         return 1
     console.print(f"[bold green]All of it held[/], in {time.monotonic() - began_s:.0f} s.")
     return 0

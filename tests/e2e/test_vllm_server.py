@@ -78,4 +78,5 @@ async def test_a_killed_server_takes_its_engine_along_and_its_next_life_serves_o
     with server(port, log) as second:
         assert await answer(port) == said
         engine = second.children(recursive=True)
-    assert alive(engine) == [], "SIGTERM left a process of the engine"
+    _, left = await asyncio.to_thread(psutil.wait_procs, engine, 2.0)
+    assert alive(left) == [], "SIGTERM left a process of the engine"
