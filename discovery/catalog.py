@@ -1,6 +1,6 @@
 """What a catalog offers: a registrar for servers, a watcher for routers, and the view that watchers publish."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -58,10 +58,11 @@ class Watcher(Protocol):
         Every answer that can be believed publishes, changed or not, so that `confirmed_at_s` moves on.
         """
 
-    def forget(self, zone: str, server: str, epoch: str) -> None:
-        """Drop a MISSING entry of that epoch: for the router to call when its data path to it is dead too.
+    def forget(self, zone: str, lives: Collection[tuple[str, str]]) -> None:
+        """Drop the MISSING entries among these servers' epochs: for the router to call when its data paths to them are
+        dead too.
 
-        Anything else (another state, another epoch, unknown) stays as it is.
+        Anything else (another state, another epoch, unknown) stays as it is. One call publishes one view.
         """
 
 

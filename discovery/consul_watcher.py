@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import MappingProxyType
 
 from discovery.agent_api import AgentApi
@@ -60,10 +60,10 @@ class ConsulWatcher:
             if self._follow_list:
                 await self._follow_zones(tasks)
 
-    def forget(self, zone: str, server: str, epoch: str) -> None:
+    def forget(self, zone: str, lives: Collection[tuple[str, str]]) -> None:
         """See Watcher."""
         if zone in self._watches:
-            self._watches[zone].forget(server, epoch)
+            self._watches[zone].forget(lives)
 
     async def _follow_zones(self, tasks: asyncio.TaskGroup) -> None:
         backoff = Backoff(self._rng, self._timing.retry_first_s, self._timing.retry_most_s)

@@ -10,7 +10,7 @@
 | an error | | nothing |
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -48,12 +48,15 @@ def fail(view: ZoneView, error: str) -> ZoneView:
     return replace(view, error=error)
 
 
-def forget(view: ZoneView, server: str, epoch: str) -> ZoneView:
-    """The view without a MISSING entry of that epoch; the same view if there is none."""
-    entry = view.entries.get(server)
-    if entry is None or entry.state is not CatalogState.MISSING or entry.endpoint.epoch != epoch:
-        return view
-    return replace(view, entries=_frozen({name: entry for name, entry in view.entries.items() if name != server}))
+def forget(view: ZoneView, lives: Collection[tuple[str, str]]) -> ZoneView:
+    """The view without the MISSING entries among these servers' epochs; the same view if there are none."""
+    named = frozenset(lives)
+    kept = {
+        server: entry
+        for server, entry in view.entries.items()
+        if entry.state is not CatalogState.MISSING or (server, entry.endpoint.epoch) not in named
+    }
+    return view if len(kept) == len(view.entries) else replace(view, entries=_frozen(kept))
 
 
 def _entries(reports: Mapping[str, Reported]) -> dict[str, CatalogEntry]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from discovery.agent_api import AgentApi, Answer
@@ -82,11 +82,12 @@ class ZoneWatch:
                 # The index went backwards, nobody leads, or the query did not block: nothing to gain by asking at once.
                 await asyncio.sleep(self._backoff.delay_s())
 
-    def forget(self, server: str, epoch: str) -> None:
+    def forget(self, lives: Collection[tuple[str, str]]) -> None:
         """See Watcher."""
-        view = forget(self.view, server, epoch)
+        view = forget(self.view, lives)
         if view is not self.view:
-            log.info("forgot a missing server", extra={"zone": view.zone, "server": server, "epoch": epoch})
+            gone = sorted(self.view.entries.keys() - view.entries.keys())
+            log.info("forgot missing servers", extra={"zone": view.zone, "servers": gone[:20], "count": len(gone)})
             self._show(view)
 
     def _take(self, answer: Answer) -> None:

@@ -1,7 +1,7 @@
 """The one writer of snapshots: joins what the catalog says with what the data path shows."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from discovery.catalog import CatalogState, CatalogView
 from router.ledger import Key, Ledger
@@ -58,9 +58,9 @@ class Fleet:
         except TimeoutError:
             return
 
-    def data_path(self, key: Key, *, answers: bool) -> None:
-        """The data path to an endpoint was tried."""
-        dead = self._dead - {key} if answers else self._dead | {key}
+    def data_path(self, answers: Mapping[Key, bool]) -> None:
+        """The data paths to endpoints were tried: whether each answers."""
+        dead = frozenset(key for key, alive in answers.items() if not alive) | (self._dead - answers.keys())
         if dead != self._dead:
             self._dead = dead
             self._rebuild()

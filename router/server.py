@@ -197,5 +197,7 @@ class RouterServer:
     def _load_reported(self, endpoint: Endpoint, load: Load) -> None:
         self.learned.ledger.report((endpoint.server, endpoint.epoch), load)
 
-    def _forget(self, endpoint: Endpoint) -> None:
-        self._world.watcher.forget(endpoint.zone, endpoint.server, endpoint.epoch)
+    def _forget(self, endpoints: Collection[Endpoint]) -> None:
+        for zone in {endpoint.zone for endpoint in endpoints}:
+            lives = [(endpoint.server, endpoint.epoch) for endpoint in endpoints if endpoint.zone == zone]
+            self._world.watcher.forget(zone, lives)

@@ -82,12 +82,17 @@ class Link:
         self._silence = Silence(rules.silent_s, 2 * rules.tick_s, clock())
         self._progress = Progress(rules.stalled_s, 2 * rules.tick_s, clock()) if rules.stalled_s is not None else None
         self.state = LinkState.DOWN
+        # Why it has been down since it was up last, as far as that was logged.
+        self._told = ""
 
     async def run(self) -> None:
         """Attach, and attach again whenever the link breaks, until cancelled."""
         while True:
             why = await self.attach()
-            log.warning("link down", extra={"server": self._peer, "why": why})
+            # A peer that is gone for long is tried every two seconds: once said is enough.
+            if why != self._told:
+                log.warning("link down", extra={"server": self._peer, "why": why})
+                self._told = why
             await asyncio.sleep(self._backoff.delay_s())
 
     async def attach(self) -> str:
@@ -146,6 +151,7 @@ class Link:
             if self._progress is not None:
                 self._progress.begin()
             self._backoff.reset()
+            self._told = ""
             self._become(LinkState.UP)
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._write(call)), tasks.create_task(self._watch())]

@@ -294,15 +294,15 @@ async def test_a_silent_absence_is_kept_until_it_is_forgotten(catalog: Catalog) 
     async with running(watcher.run(seen.publish)):
         async with running(registrar.run()):
             await seen.until_state(PASSING)
-            watcher.forget(A, "server-1", "epoch-1")
+            watcher.forget(A, [("server-1", "epoch-1")])
             assert seen.state() is PASSING
         await catalog.agent(A).deregister("server-1")
         await seen.until_state(MISSING)
-        watcher.forget(A, "server-1", "another-epoch")
-        watcher.forget(A, "server-2", "epoch-1")
-        watcher.forget("nowhere", "server-1", "epoch-1")
+        watcher.forget(A, [("server-1", "another-epoch")])
+        watcher.forget(A, [("server-2", "epoch-1")])
+        watcher.forget("nowhere", [("server-1", "epoch-1")])
         assert seen.state() is MISSING
-        watcher.forget(A, "server-1", "epoch-1")
+        watcher.forget(A, [("server-1", "epoch-1")])
         assert seen.state() is None
 
 

@@ -86,10 +86,10 @@ def test_the_oldest_missing_are_given_up_first() -> None:
 
 def test_forgetting_wants_a_missing_entry_of_that_epoch() -> None:
     view = view_of(("a", MISSING), ("b", CRITICAL))
-    assert forget(view, "a", "2") is view
-    assert forget(view, "b", "1") is view
-    assert forget(view, "c", "1") is view
-    assert states(forget(view, "a", "1")) == {"b": CRITICAL}
+    assert forget(view, [("a", "2")]) is view
+    assert forget(view, [("b", "1")]) is view
+    assert forget(view, [("c", "1")]) is view
+    assert states(forget(view, [("a", "1")])) == {"b": CRITICAL}
 
 
 names = st.sampled_from("abcdef")

@@ -61,7 +61,7 @@ def test_the_data_path_decides_about_the_doubtful() -> None:
     seen = Seen(A1)
     seen.fleet.publish(view([A1], {"a-1": CatalogState.MISSING}))
     assert seen.fleet.doubtful() == [key(A1)]
-    seen.fleet.data_path(key(A1), answers=False)
+    seen.fleet.data_path({key(A1): False})
     assert not seen.fleet.snapshot.holders[MODEL].by_key
-    seen.fleet.data_path(key(A1), answers=True)
+    seen.fleet.data_path({key(A1): True})
     assert key(A1) in seen.fleet.snapshot.holders[MODEL].by_key

@@ -6,7 +6,7 @@ Servers are imitated behind `Transport`: token i of an answer is a function of t
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -170,7 +170,7 @@ class NoWatcher:
 
     async def run(self, publish: Callable[[CatalogView], None]) -> None: ...
 
-    def forget(self, zone: str, server: str, epoch: str) -> None: ...
+    def forget(self, zone: str, lives: Collection[tuple[str, str]]) -> None: ...
 
 
 @dataclass(eq=False)

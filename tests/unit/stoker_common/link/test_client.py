@@ -1,4 +1,4 @@
-"""A link whose connection breaks while it writes: the reader knows why, and its owner lives on."""
+"""A link that breaks, or never comes up: its streams and the log are told why, and its owner lives on."""
 
 import asyncio
 import random
@@ -52,13 +52,11 @@ class FakeChannel:
         return lambda: self._calls.pop(0) if len(self._calls) > 1 else self._calls[0]
 
 
-async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_else() -> None:
-    first, second = FakeCall(), FakeCall()
-    channel = cast(grpc.aio.Channel, FakeChannel(first, second))
-    link = Link(
+def link_over(channel: object) -> Link:
+    return Link(
         "a-1",
         "server a-1 at a-1:1 in a",
-        channel,
+        cast(grpc.aio.Channel, channel),
         worker_link_pb2.Hello(),
         LinkRules(),
         Backoff(random.Random(0), 0.01, 0.01),
@@ -66,6 +64,46 @@ async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_e
         lambda load: None,
         lambda state: None,
     )
+
+
+class DeadCall(FakeCall):
+    """Nobody listens there."""
+
+    async def read(self) -> bytes:
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "Connection refused"
+        )
+
+
+class DeadChannel:
+    """Counts how often a link is tried."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+
+    def stream_stream(self, method: str) -> Any:
+        """As grpc.aio.Channel's."""
+        self.tried += 1
+        return DeadCall
+
+
+async def test_a_server_that_stays_away_is_told_of_once_however_often_it_is_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    channel = DeadChannel()
+    link = link_over(channel)
+    running = asyncio.ensure_future(link.run())
+    try:
+        await until(lambda: channel.tried >= 5)
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+    assert [record.message for record in caplog.records].count("link down") == 1
+
+
+async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_else() -> None:
+    first, second = FakeCall(), FakeCall()
+    link = link_over(FakeChannel(first, second))
     running = asyncio.ensure_future(link.run())
     try:
         await until(lambda: link.state is LinkState.UP)
