@@ -13,11 +13,13 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.chaos.faults import BY_NUMBER, FAULTS, Fault
-from tests.chaos.mesh import ChaosMesh, MeshPlan, NotReady, running
+from tests.chaos.fault import Fault
+from tests.chaos.faults import BY_NUMBER, FAULTS
+from tests.chaos.mesh import ChaosMesh, MeshPlan, running
 from tests.chaos.places import why_no_namespaces
 from tests.chaos.processes import ROOT
 from tests.chaos.report import page
+from tests.chaos.seen import NotReady
 from tests.chaos.trial import Result, run
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -31,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"chaos: {why}; without network namespaces only the faults that need none, on loopback")  # noqa: T201
     faults = [BY_NUMBER[number] for number in options.faults.split(",")] if options.faults else list(FAULTS)
     faults = [fault for fault in faults if not (why and fault.namespaces)]
+    for fault in faults:
+        if fault.needs():
+            print(f"chaos: {fault.number} {fault.name} is left out: {fault.needs()}")  # noqa: T201
+    faults = [fault for fault in faults if not fault.needs()]
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "results.jsonl"
     done = {(each.fault, each.seed, each.control) for each in _read(file)}
@@ -93,10 +99,11 @@ def _run(
 
 
 def _tell(result: Result, fault: Fault) -> None:
+    refused = f"{result.refused} refused (p99 {result.refused_p99_ms:.0f} ms), " if result.refused else ""
     kind = "control" if result.control else "ok    " if result.ok else "FAILED"
     print(  # noqa: T201
         f"{datetime.now().time():%H:%M:%S} {kind} {fault.number:>2} {fault.name} [{result.seed}]: {result.did}; "
-        f"{result.passed}/{result.streams} streams, {result.touched} went on elsewhere, "
+        f"{result.passed}/{result.streams} streams, {refused}{result.touched} went on elsewhere, "
         f"gap {result.touched_gap_s:.2f} of {result.gap_s:.2f} s; {' | '.join(result.wrong[:2])} {result.broken}",
         flush=True,
     )

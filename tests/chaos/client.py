@@ -2,7 +2,7 @@
 
 When its router is gone it goes on through the next one with the request's resume field, as docs/plain-stubs.md says.
 With `--sdk` the SDK does so. With `--control` it is what gRPC alone offers instead: round robin straight to the
-servers, with gRPC's own retries.
+servers, with gRPC's own retries. With `--unread` it asks for much and reads only the first part of each answer.
 """
 
 import argparse
@@ -22,11 +22,9 @@ from stoker_client.errors import StokerError
 from stoker_client.options import Options as Sampling
 from stoker_common.channel import Options, client_options
 from stoker_common.status import from_rpc_error
-from tests.chaos.history import Broke, Ended, Got, note
+from tests.chaos.history import Asked, Broke, Ended, Got, note
 from tests.chaos.script import MODEL, Ask, Load, script
 
-# Past the longest stream and the longest fault; a stream that takes longer has failed.
-DEADLINE_S = 60.0
 _AGAIN_AFTER_S = 0.1
 
 _RETRY = {
@@ -56,9 +54,16 @@ def control_options() -> Options:
 class Client:
     """All streams of one process. With `sdk` it asks that, else the channels by plain stubs."""
 
-    def __init__(self, channels: Sequence[tuple[str, grpc.aio.Channel]], file: TextIO, sdk: Sdk | None = None) -> None:
+    def __init__(
+        self,
+        channels: Sequence[tuple[str, grpc.aio.Channel]],
+        file: TextIO,
+        deadline_s: float,
+        sdk: Sdk | None = None,
+    ) -> None:
         self._channels = channels
         self._file = file
+        self._deadline_s = deadline_s
         self._sdk = sdk
 
     async def run(self, asks: Sequence[Ask]) -> None:
@@ -67,13 +72,27 @@ class Client:
             for ask in asks:
                 tasks.create_task(self._stream(ask))
 
+    async def leave_unread(self, asks: Sequence[Ask]) -> None:
+        """Ask for more than fits any window, read the first part of each answer, and wait to be killed."""
+        calls = []
+        stub = inference_pb2_grpc.InferenceServiceStub(self._channels[0][1])
+        for ask in asks:
+            generation = ask.generation()
+            generation.sampling.n, generation.sampling.logprobs, generation.sampling.max_tokens = 8, 20, 1000
+            generation.sampling.temperature = 0.8
+            call = stub.GenerateStream(inference_pb2.GenerateStreamRequest(generation=generation))
+            await call.read()
+            calls.append(call)
+        await asyncio.Event().wait()
+
     async def _stream(self, ask: Ask) -> None:
         await asyncio.sleep(ask.start_s)
+        note(self._file, Asked(ask.name, time.monotonic()))
         if self._sdk is not None:
             await self._by_sdk(self._sdk, ask)
             return
         received = Received()
-        ends_s = time.monotonic() + DEADLINE_S
+        ends_s = time.monotonic() + self._deadline_s
         turn = 0
         while True:
             router, channel = self._channels[turn % len(self._channels)]
@@ -159,17 +178,19 @@ class Received:
 
 async def main(options: argparse.Namespace) -> None:
     """The process."""
-    asks = script(options.seed, options.name, Load(options.streams, options.shortest, options.longest, options.spread))
+    load = Load.from_json(options.load)
+    asks = script(options.seed, options.name, load)
     addresses = options.addresses.split(",")
     made: list[tuple[str, grpc.aio.Channel]] = []
-    sdk = Sdk(addresses, timeout_s=DEADLINE_S) if options.sdk else None
+    sdk = Sdk(addresses, timeout_s=load.deadline_s) if options.sdk else None
     if options.control:
         made.append(("all", grpc.aio.insecure_channel("ipv4:" + ",".join(addresses), options=control_options())))
     else:
         made += [(each, grpc.aio.insecure_channel(each, options=client_options())) for each in addresses]
     try:
         with options.out.open("w", buffering=1) as file:
-            await Client(made, file, sdk).run(asks)
+            client = Client(made, file, load.deadline_s, sdk)
+            await (client.leave_unread(asks) if options.unread else client.run(asks))
     finally:
         if sdk is not None:
             await sdk.close()
@@ -183,13 +204,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--seed", required=True)
     parser.add_argument("--addresses", required=True, help="host:port,... routers, home first; servers with --control")
-    parser.add_argument("--streams", type=int, required=True)
-    parser.add_argument("--shortest", type=int, required=True)
-    parser.add_argument("--longest", type=int, required=True)
-    parser.add_argument("--spread", type=float, required=True)
+    parser.add_argument("--load", required=True, help="a script.Load as JSON")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--control", action="store_true")
     parser.add_argument("--sdk", action="store_true")
+    parser.add_argument("--unread", action="store_true")
     return parser.parse_args(argv)
 
 

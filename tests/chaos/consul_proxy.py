@@ -1,7 +1,8 @@
-"""Stands between a zone's router and its Consul, and lies on demand.
+"""Stands between a zone's router (or others) and its Consul, and lies on demand.
 
 `python -m tests.chaos.consul_proxy HOST PORT TARGET MODE`: MODE is a file with one word, `pass`, `empty` (every list is
-`[]`), `error` (500), `hang` (no answer) or `reset` (the index starts over).
+`[]`), `error` (500), `limited` (429), `denied` (403, as for a token that was revoked), `hang` (no answer) or `reset`
+(the index starts over).
 """
 
 import asyncio
@@ -11,7 +12,13 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-MODES = ("pass", "empty", "error", "hang", "reset")
+MODES = ("pass", "empty", "error", "limited", "denied", "hang", "reset")
+# As Consul words them.
+_REFUSALS = {
+    "error": (500, "No cluster leader"),
+    "limited": (429, "Your IP is issuing too many concurrent connections"),
+    "denied": (403, "ACL not found"),
+}
 _LOOK_EVERY_S = 0.05
 
 
@@ -38,8 +45,9 @@ class Proxy:
         """One request."""
         async with asyncio.timeout(1200):
             while True:
-                if self._mode == "error":
-                    return web.Response(status=500, text="No cluster leader")
+                if self._mode in _REFUSALS:
+                    status, text = _REFUSALS[self._mode]
+                    return web.Response(status=status, text=text)
                 if self._mode == "empty":
                     return _empty(index=str(int(request.query.get("index", "1")) + 1))
                 changed = self._changed

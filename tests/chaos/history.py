@@ -8,8 +8,16 @@ from typing import Any, TextIO
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A request was sent for the first time. `at_s` as in all kinds: CLOCK_MONOTONIC, one clock for a whole machine."""
+
+    stream: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Got:
-    """A part of an answer arrived. `at_s` is CLOCK_MONOTONIC, one clock for all processes of a machine."""
+    """A part of an answer arrived."""
 
     stream: str
     at_s: float
@@ -44,8 +52,10 @@ class Ended:
     attempts: list[list[Any]] = field(default_factory=list)
 
 
-Event = Got | Broke | Ended
-_KINDS: dict[str, type[Got] | type[Broke] | type[Ended]] = {kind.__name__: kind for kind in (Got, Broke, Ended)}
+Event = Asked | Got | Broke | Ended
+_KINDS: dict[str, type[Asked] | type[Got] | type[Broke] | type[Ended]] = {
+    kind.__name__: kind for kind in (Asked, Got, Broke, Ended)
+}
 
 
 def note(file: TextIO, event: Event) -> None:

@@ -4,28 +4,22 @@ import json
 import signal
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from discovery.codec import SERVICE
 from discovery.consul_agent import AgentConfig, AgentPorts, command, find_consul, free_ports
 from tests.chaos import wan
 from tests.chaos.places import Namespace, Place
 from tests.chaos.processes import ROOT, Process
 from tests.chaos.script import MODEL
+from tests.chaos.seen import HTTP_TIMEOUT_S, NotReady, Seen
 
 ZONES = ("zone-a", "zone-b")
 READY_WITHIN_S = 90.0
 _POLL_S = 0.2
-_HTTP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +35,8 @@ class MeshPlan:
     stuck_after_s: float = 2.0
 
 
-class NotReady(Exception):
-    """The mesh, or a part of it, did not come up, or back, in time."""
-
-
 class ChaosMesh:
-    """What runs. Zones are named `zone-a` and `zone-b`; processes by name."""
+    """What runs, and what can be done to it; `seen` is how it looks. Processes by name."""
 
     def __init__(self, plan: MeshPlan, folder: Path, places: Sequence[Place], held: ExitStack) -> None:
         self.plan = plan
@@ -56,8 +46,8 @@ class ChaosMesh:
         self.processes: dict[str, Process] = {}
         self._control = folder / "wan.json"
         self._held = held
-        self._ports = iter(free_ports(80))
-        self._hosts = Counter[str]()
+        self._ports = iter(free_ports(200))
+        self.seen = Seen(self.processes, self.places)
 
     def start(self) -> None:
         """Start everything; returns when all are registered and both routers see them. Raises NotReady."""
@@ -72,7 +62,7 @@ class ChaosMesh:
         for process in self.of("consul"):
             process.start()
         for zone in ZONES:
-            self.until(lambda zone=zone: self._answers(zone), f"Consul of {zone} has a leader")  # type: ignore[misc]
+            self.until(lambda zone=zone: self.seen.answers(zone), f"Consul of {zone} has a leader")  # type: ignore[misc]
         for process in self.processes.values():
             process.start()
         self.wait_ready()
@@ -93,7 +83,7 @@ class ChaosMesh:
 
         def ready() -> bool:
             self.restart_dead()
-            return self._registered()
+            return self.seen.registered()
 
         self.until(ready, "every server is registered and known to both routers")
 
@@ -101,45 +91,6 @@ class ChaosMesh:
         """Start again what has ended, as a supervisor would; Consul first."""
         for process in sorted(self.processes.values(), key=lambda each: each.kind != "consul"):
             process.start()
-
-    def busy_servers(self) -> list[Process]:
-        """The servers on which something runs, busiest first, as the routers count."""
-        counts: Counter[str] = Counter()
-        for router in self.of("router"):
-            for name, labels, value in self.metrics(router):
-                if name == "stoker_router_server_in_flight":
-                    counts[labels["server"]] += int(value)
-        return [self.processes[name] for name, count in counts.most_common() if count]
-
-    def not_idle(self) -> str:
-        """The counters of work in flight that are not at zero, in words; empty if all are."""
-        wanted = {"stoker_router_in_flight", "stoker_router_server_in_flight", "stoker_server_in_flight"}
-        wanted.add("stoker_router_server_booked_prompt_tokens")
-        found: list[str] = []
-        for process in (*self.of("router"), *self.of("server")):
-            for name, labels, value in self.metrics(process):
-                if name in wanted and value:
-                    found.append(f"{process.name}: {name}{labels or ''} = {value:g}")
-        return "; ".join(found)
-
-    def metrics(self, process: Process) -> list[tuple[str, dict[str, str], float]]:
-        """The process's metrics: name, labels, value. Empty if it does not answer."""
-        text = self._get(process.zone, f"http://{process.host}:{process.metrics_port}/metrics")
-        return [
-            (sample.name, sample.labels, sample.value)
-            for family in text_string_to_metric_families(text.decode())
-            for sample in family.samples
-        ]
-
-    def leader(self, zone: str) -> Process:
-        """The Consul server that leads its zone."""
-        agents = self.of("consul", zone)
-        for agent in agents:
-            said = self._json(zone, f"http://{agent.address}/v1/status/leader")
-            for other in agents:
-                if said and said == f"{other.host}:{other.metrics_port}":
-                    return other
-        raise NotReady(f"no Consul server leads {zone}")
 
     def engine_faults(self, server: Process, **faults: bool | float) -> None:
         """Put these faults, and no others, in force in a server's engine."""
@@ -154,6 +105,25 @@ class ChaosMesh:
     def lie(self, zone: str, mode: str) -> None:
         """What the zone's router hears from Consul: see consul_proxy."""
         (self.folder / f"{zone}.mode").write_text(mode)
+
+    def proxy(self, zone: str) -> Process:
+        """What the zone's router hears Consul through."""
+        return self.processes[f"proxy-{zone}"]
+
+    def put(self, zone: str, path: str, body: object = None) -> None:
+        """PUT to an agent of the zone. Raises OSError where it does not answer well."""
+        agent = self.of("consul", zone)[-1]
+        data = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(f"http://{agent.address}{path}", data=data, method="PUT")
+
+        def put() -> None:
+            urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S).close()
+
+        self.places[zone].run(put)
+
+    def free_port(self) -> int:
+        """A port that nobody has had yet."""
+        return next(self._ports)
 
     def line(self, **changes: float) -> None:
         """The state of the WAN; without arguments as it should be."""
@@ -268,56 +238,6 @@ class ChaosMesh:
 
     def _faults_file(self, server: str) -> Path:
         return self.folder / f"{server}.faults.json"
-
-    def _answers(self, zone: str) -> bool:
-        agent = self.of("consul", zone)[0]
-        return all(
-            self._json(zone, f"http://{agent.address}/v1/health/service/{SERVICE}?dc={each}") is not None
-            for each in ZONES
-        )
-
-    def _registered(self) -> bool:
-        epochs: dict[str, str] = {}
-        for zone in ZONES:
-            agent = self.of("consul", zone)[-1]
-            for entry in self._json(zone, f"http://{agent.address}/v1/health/service/{SERVICE}?passing") or ():
-                epochs[entry["Service"]["ID"]] = entry["Service"]["Meta"]["epoch"]
-        names = {server.name for server in self.of("server")}
-        if epochs.keys() != names or any(epochs[name] != self._epoch(name) for name in names):
-            return False
-        for router in self.of("router"):
-            known = [labels["server"] for name, labels, _ in self.metrics(router) if name.endswith("breaker_state")]
-            # Three states each: a former life that is still there would count again.
-            if Counter(known) != Counter({name: 3 for name in names}):
-                return False
-        return True
-
-    def _epoch(self, server: str) -> str:
-        """The epoch of the server's present life, from its log."""
-        lines = (self.folder / f"{server}.log").read_text(errors="replace").splitlines()
-        for line in reversed(lines):
-            if '"registered"' in line:
-                return str(json.loads(line).get("epoch", ""))
-        return ""
-
-    def _json(self, zone: str, url: str) -> Any:
-        data = self._get(zone, url)
-        try:
-            return json.loads(data)
-        except json.JSONDecodeError:
-            return None
-
-    def _get(self, zone: str, url: str) -> bytes:
-        """What an address of the zone answers; empty if it does not."""
-
-        def get() -> bytes:
-            try:
-                with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_S) as response:
-                    return bytes(response.read())
-            except (OSError, urllib.error.HTTPError):
-                return b""
-
-        return self.places[zone].run(get)
 
 
 @contextmanager

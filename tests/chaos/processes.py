@@ -28,6 +28,9 @@ class Process:
     port: int = 0
     metrics_port: int = 0
     pass_fds: tuple[int, ...] = ()
+    # Where others reach it, if not at its address.
+    front: str = ""
+    environ: dict[str, str] = field(default_factory=dict)
     _popen: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
@@ -39,6 +42,13 @@ class Process:
     def running(self) -> bool:
         """Whether it is there, stopped or not."""
         return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process id. Raises RuntimeError if it does not run."""
+        if self._popen is None or self._popen.poll() is not None:
+            raise RuntimeError(f"{self.name} does not run")
+        return self._popen.pid
 
     @property
     def exit_code(self) -> int | None:
@@ -71,6 +81,7 @@ class Process:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("STOKER_")}
         # Byte code that is not kept costs a second at every start.
         environ["PYTHONDONTWRITEBYTECODE"] = ""
+        environ |= self.environ
         launcher = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
         with self.log.open("ab") as output:
             self._popen = subprocess.Popen(

@@ -1,8 +1,9 @@
 """What the clients ask: drawn from a seed, so that history and expectation speak of the same streams. Pure."""
 
+import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from stoker.v1 import generation_pb2
 
@@ -12,12 +13,25 @@ _WORDS = "coal water steam fire valve gauge boiler piston shovel ash draught ten
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much one client asks. Streams start within `spread_s`, a tenth of them in as much time again."""
+    """How much one client asks. Streams start within `spread_s`, a tenth of them in as much time again.
+
+    `deadline_s` is each stream's: past the longest one and the longest fault; a stream that takes longer has failed.
+    """
 
     streams: int = 100
     shortest_tokens: int = 40
     longest_tokens: int = 60
     spread_s: float = 3.0
+    deadline_s: float = 60.0
+
+    def to_json(self) -> str:
+        """For a command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Load":
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True, slots=True)

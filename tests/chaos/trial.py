@@ -3,20 +3,17 @@
 import asyncio
 import random
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.check import Verdict, judge, unfaulted
-from tests.chaos.client import DEADLINE_S
-from tests.chaos.faults import Fault
+from tests.chaos.clients import ClientProcess, client
+from tests.chaos.fault import Fault, Scene
 from tests.chaos.history import read
-from tests.chaos.mesh import ZONES, ChaosMesh, NotReady
-from tests.chaos.processes import Process
-from tests.chaos.script import Ask, Load, script
+from tests.chaos.mesh import ZONES, ChaosMesh
+from tests.chaos.seen import NotReady
 
 # The fault comes while streams run: after most have started, before the first has ended.
 EARLIEST_S, LATEST_S = 3.0, 6.0
@@ -40,6 +37,8 @@ class Result:
     wrong: tuple[str, ...]
     broken: str
     commit: str = ""
+    refused: int = 0
+    refused_p99_ms: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -49,37 +48,45 @@ class Result:
 
 def run(mesh: ChaosMesh, fault: Fault, seed: str, streams: int, folder: Path, *, control: bool = False) -> Result:
     """Run one trial and bring the mesh back. Raises NotReady if it does not come back."""
-    rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    clients: list[tuple[Process, tuple[Ask, ...]]] = []
-    shares = (streams, 0) if fault.skewed else (streams - streams // 2, streams // 2)
-    for zone, share in zip(ZONES, shares, strict=True):
-        if share:
-            how = "--control" if control else "--sdk" if fault.sdk else ""
-            clients.append(_client(mesh, f"client-{zone}", zone, seed, share, folder, how))
-    with _vanishing(mesh, fault, seed, folder):
-        for process, _ in clients:
-            process.start()
+    scene = Scene(mesh, random.Random(seed), seed, folder, streams)
+    with fault.stage(scene) as inject:
+        clients = _clients(scene, fault, "--control" if control else "--sdk" if fault.sdk else "")
+        for each in clients:
+            each.process.start()
         # A busy machine takes seconds to start a process; the script's time begins with the history.
-        mesh.until(lambda: all(_history(folder, process).exists() for process, _ in clients), "the clients ask")
+        mesh.until(lambda: all(each.history.exists() for each in clients), "the clients ask")
         # A moment within the run, not a condition.
-        time.sleep(rng.uniform(EARLIEST_S, LATEST_S))
-        did = fault.inject(mesh, rng)
-        stuck = _wait(clients)
+        time.sleep(scene.rng.uniform(EARLIEST_S, LATEST_S))
+        did = inject()
+        stuck = _wait(clients, fault.load.deadline_s + 30.0)
     verdicts: list[Verdict] = []
-    for process, asks in clients:
-        verdicts += judge(read([_history(folder, process)]), asyncio.run(unfaulted(asks)))
+    for each in clients:
+        expected = asyncio.run(unfaulted(each.asks))
+        verdicts += judge(read([each.history]), expected, refusable=fault.crowd > 1.0)
     mesh.heal()
     broken = stuck or _settled(mesh)
     return _result(fault, seed, control, did, verdicts, broken)
 
 
-def _result(fault: Fault, seed: str, control: bool, did: str, verdicts: list[Verdict], broken: str) -> Result:
+def _clients(scene: Scene, fault: Fault, how: str) -> list[ClientProcess]:
+    """The zones' clients. `how`: the clients' flag."""
+    streams = round(scene.streams * fault.crowd)
+    shares = (streams, 0) if fault.skewed else (streams - streams // 2, streams // 2)
+    return [
+        client(scene, f"client-{zone}", zone, share, how, fault.load)
+        for zone, share in zip(ZONES, shares, strict=True)
+        if share
+    ]
+
+
+def _result(fault: Fault, seed: str, control: bool, did: str, verdicts: Sequence[Verdict], broken: str) -> Result:
     wrong = [f"{each.stream}: {each.wrong}" for each in verdicts if each.wrong]
     if not fault.reroutes and not control:
         # Its router was well: the client should have seen nothing.
         wrong += [f"{each.stream}: lost its router" for each in verdicts if each.rerouted and not each.wrong]
     touched = [each for each in verdicts if each.resumed]
+    refused_s = sorted(each.refused_s for each in verdicts if each.refused_s is not None)
     return Result(
         fault=fault.number,
         seed=seed,
@@ -92,53 +99,17 @@ def _result(fault: Fault, seed: str, control: bool, did: str, verdicts: list[Ver
         touched_gap_s=max((each.gap_s for each in touched if not each.wrong), default=0.0),
         wrong=tuple(wrong[:5]),
         broken=broken,
+        refused=len(refused_s),
+        refused_p99_ms=refused_s[int(len(refused_s) * 0.99)] * 1e3 if refused_s else 0.0,
     )
 
 
-def _client(
-    mesh: ChaosMesh, name: str, zone: str, seed: str, streams: int, folder: Path, how: str
-) -> tuple[Process, tuple[Ask, ...]]:
-    """A client of the zone, not started, and what it asks. `how`: the client's flag, empty for plain stubs."""
-    load = Load(streams)
-    out = folder / f"{name}.jsonl"
-    if how == "--control":
-        addresses = [server.address for server in mesh.of("server")]
-    else:
-        addresses = [mesh.router(each).address for each in sorted(ZONES, key=lambda each: each != zone)]
-    argv = [sys.executable, "-m", "tests.chaos.client", "--name", name, "--seed", seed]
-    argv += ["--addresses", ",".join(addresses), "--streams", str(load.streams), "--spread", str(load.spread_s)]
-    argv += ["--shortest", str(load.shortest_tokens), "--longest", str(load.longest_tokens)]
-    argv += ["--out", str(out), *filter(None, [how])]
-    out.unlink(missing_ok=True)
-    process = Process(name, "client", zone, mesh.places[zone], argv, folder / f"{name}.log")
-    return process, script(seed, name, load)
-
-
-def _history(folder: Path, client: Process) -> Path:
-    return folder / f"{client.name}.jsonl"
-
-
-@contextmanager
-def _vanishing(mesh: ChaosMesh, fault: Fault, seed: str, folder: Path) -> Iterator[None]:
-    """For the fault that needs it, a client that the fault kills."""
-    if fault.number != "32":
-        yield
-        return
-    process, _ = _client(mesh, "vanishing", ZONES[0], seed, 40, folder, "")
-    mesh.processes["vanishing"] = process
-    process.start()
-    try:
-        yield
-    finally:
-        del mesh.processes["vanishing"]
-        process.kill()
-
-
-def _wait(clients: list[tuple[Process, tuple[Ask, ...]]]) -> str:
+def _wait(clients: Sequence[ClientProcess], within_s: float) -> str:
     """Wait for the clients' ends. What went wrong, in words."""
-    for process, _ in clients:
+    for each in clients:
+        process = each.process
         try:
-            code = process.wait(DEADLINE_S + 30.0)
+            code = process.wait(within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             return f"{process.name} did not end"
@@ -151,7 +122,7 @@ def _settled(mesh: ChaosMesh) -> str:
     """Wait until everything is registered again and nothing is in flight. What is not so, in words."""
     try:
         mesh.wait_ready()
-        mesh.until(lambda: not mesh.not_idle(), "in-flight counters are 0", IDLE_WITHIN_S)
+        mesh.until(lambda: not mesh.seen.not_idle(), "in-flight counters are 0", IDLE_WITHIN_S)
     except NotReady as error:
-        return f"{error} ({mesh.not_idle() or 'all counters are 0'})"
+        return f"{error} ({mesh.seen.not_idle() or 'all counters are 0'})"
     return ""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.chaos.check import Expected, judge, unfaulted
-from tests.chaos.history import Broke, Ended, Event, Got
+from tests.chaos.history import Asked, Broke, Ended, Event, Got
 from tests.chaos.report import wilson
 from tests.chaos.script import Load, script
 
@@ -66,3 +66,25 @@ def test_wilson_at_known_points() -> None:
     assert wilson(10, 10) == pytest.approx(0.7225, abs=1e-4)
     assert wilson(2000, 2000) == pytest.approx(0.99808, abs=1e-5)
     assert wilson(9, 10) == pytest.approx(0.5958, abs=1e-4)
+
+
+def refused(after_s: float, reason: str = "QUEUE_FULL") -> list[Event]:
+    broke = Broke("s", 1.0 + after_s, "r", "RESOURCE_EXHAUSTED", reason, "come back later", False)
+    return [Asked("s", 1.0), broke]
+
+
+def test_a_refusal_for_want_of_room_is_right_only_where_it_may_be_and_if_it_is_fast() -> None:
+    (verdict,) = judge(refused(0.02), {"s": WANTED}, refusable=True)
+    assert verdict.wrong == ""
+    assert verdict.refused_s == pytest.approx(0.02)
+    (verdict,) = judge(refused(0.02), {"s": WANTED})
+    assert "failed before its first token" in verdict.wrong
+    (verdict,) = judge(refused(3.0), {"s": WANTED}, refusable=True)
+    assert "refused only after 3.00 s" in verdict.wrong
+
+
+@pytest.mark.parametrize("events", [refused(0.02, "NO_ENDPOINT"), [*history()[:2], *refused(0.02)]])
+def test_what_fails_otherwise_or_later_is_wrong_also_in_a_crowd(events: list[Event]) -> None:
+    (verdict,) = judge(events, {"s": WANTED}, refusable=True)
+    assert "failed" in verdict.wrong
+    assert verdict.refused_s is None

@@ -1,5 +1,6 @@
 """The page says what passed, what failed and what was over its budget."""
 
+from tests.chaos.faults import FAULTS
 from tests.chaos.report import page
 from tests.chaos.trial import Result
 
@@ -31,3 +32,18 @@ def test_what_failed_is_told_with_its_seed() -> None:
     assert "| 0.00" not in text
     assert "2.50 / 2.50 **over**" in text
     assert "| 1 server killed | 0 of 1 | 150 of 200 | 50 (25.0%) |" in text
+
+
+def test_what_was_not_tried_is_told() -> None:
+    text = page([result()], [])
+    assert "2 server frozen" in next(line for line in text.splitlines() if line.startswith("No trial yet"))
+    assert "30, certificates" in text
+    everything = page([result(fault=fault.number) for fault in FAULTS], [])
+    assert "No trial yet" not in everything
+
+
+def test_refusals_in_a_crowd_are_told() -> None:
+    crowd = result(fault="26", seed="26-0", streams=600, passed=600, refused=180, refused_p99_ms=21.4)
+    text = page([crowd, result(fault="26", seed="26-1", streams=600, passed=600, refused=20, refused_p99_ms=9.0)], [])
+    assert "200 of 1200 streams were refused, typed and before their first token (p99 by trial: 21 ms, 9 ms)" in text
+    assert "were refused" not in page([result()], [])
