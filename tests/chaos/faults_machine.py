@@ -2,9 +2,11 @@
 
 import os
 import resource
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.fault import Inject, Scene, victim
@@ -14,6 +16,7 @@ from tests.chaos.processes import Process
 
 _FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 _HOUR_S = 3600
+_KNOCKS = 20
 
 
 def why_no_faketime() -> str:
@@ -64,8 +67,9 @@ def clock(scene: Scene) -> Iterator[Inject]:
 
 @contextmanager
 def descriptors(scene: Scene) -> Iterator[Inject]:
-    """A server and a router get no file descriptor more than they have: no connection, in or out."""
+    """A server and a router get no file descriptor more than they have: no connection, in or out, and many knock."""
     mesh, rng = scene.mesh, scene.rng
+    knocking: list[socket.socket] = []
     limited: dict[int, tuple[int, int]] = {}
 
     def limit(process: Process) -> int:
@@ -79,6 +83,8 @@ def descriptors(scene: Scene) -> Iterator[Inject]:
     def inject() -> str:
         chosen = [victim(mesh, rng), mesh.router(rng.choice(ZONES))]
         used = [limit(process) for process in chosen]
+        for process in chosen:
+            knocking.extend(process.place.run(partial(_knock, process)))
         return "no more file descriptors for " + " and ".join(
             f"{process.name} ({count} open)" for process, count in zip(chosen, used, strict=True)
         )
@@ -86,8 +92,15 @@ def descriptors(scene: Scene) -> Iterator[Inject]:
     try:
         yield inject
     finally:
+        for each in knocking:
+            each.close()
         for pid, limits in limited.items():
             resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def _knock(process: Process) -> list[socket.socket]:
+    """Connections that the kernel takes and the process cannot."""
+    return [socket.create_connection((process.host, process.port), timeout=1.0) for _ in range(_KNOCKS)]
 
 
 @contextmanager
