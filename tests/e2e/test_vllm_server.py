@@ -1,10 +1,11 @@
-"""A model server with real vLLM, as a process of its own: killed, and started again on its port."""
+"""A model server with real vLLM, as a process of its own: killed, its engine killed, and started again on its port."""
 
 import asyncio
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from discovery.consul_agent import free_ports
 from stoker.v1 import generation_pb2
-from tests.fakes.inference import channel_to, unary
+from tests.fakes.inference import channel_to, error_details, generation, rest, stream, unary
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -80,3 +81,30 @@ async def test_a_killed_server_takes_its_engine_along_and_its_next_life_serves_o
         engine = second.children(recursive=True)
     _, left = await asyncio.to_thread(psutil.wait_procs, engine, 2.0)
     assert alive(left) == [], "SIGTERM left a process of the engine"
+
+
+async def test_a_killed_engine_is_told_of_within_a_second_and_its_server_leaves_for_the_next_life(
+    tmp_path: Path,
+) -> None:
+    (port,) = free_ports(1)
+    log = tmp_path / "server.log"
+    with server(port, log) as first:
+        said = await answer(port)
+        (engine,) = [each for each in first.children() if "resource_tracker" not in " ".join(each.cmdline())]
+        async with channel_to(f"127.0.0.1:{port}") as channel:
+            asked = generation("Count: one, two,", model=Path(MODEL).name, max_tokens=2000, ignore_eos=True)
+            calls = [stream(channel, asked) for _ in range(4)]
+            for call in calls:
+                await call.read()
+            engine.kill()
+            killed_s = time.monotonic()
+            for call in calls:
+                with pytest.raises(grpc.aio.AioRpcError) as failed:
+                    await rest(call)
+                assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert error_details(failed.value)[0] == "ENGINE_DEAD"
+            assert time.monotonic() - killed_s < 1.0
+        # For whoever supervises it: a fresh process is better than one without an engine.
+        assert await asyncio.to_thread(first.wait, 30.0) == 1
+    with server(port, log):
+        assert await answer(port) == said
