@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from model_server.inflight import InFlight
+from model_server.inflight import Entry, InFlight
 from stoker_common.refusal import exhausted
 
 _SHORTEST_RETRY_S = 0.1
@@ -27,7 +27,7 @@ class Admission:
         self._sequences = 0
 
     @asynccontextmanager
-    async def request(self, remaining_s: float | None, *, sequences: int) -> AsyncIterator[None]:
+    async def request(self, remaining_s: float | None, *, sequences: int) -> AsyncIterator[Entry]:
         """One request of so many sequences, for as long as the block runs. Raises Refusal."""
         self.in_flight.check_open()
         waiting = self._sequences - self._max_streams()
@@ -41,7 +41,7 @@ class Admission:
             )
         self._sequences += sequences
         try:
-            async with self.in_flight.request(remaining_s):
-                yield
+            async with self.in_flight.request(remaining_s) as entry:
+                yield entry
         finally:
             self._sequences -= sequences

@@ -4,12 +4,13 @@ import socket
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, create_model, field_validator, model_validator
 
 from discovery.consul_address import ConsulAddress
 from model_server.engines.sim_settings import SimSettings
 from model_server.engines.vllm_settings import VllmSettings
 from stoker_common.settings import Settings, SettingsError
+from stoker_common.tickets import TicketKeys
 
 _WILDCARDS = ("0.0.0.0", "::", "")
 # What a server says of these itself, whatever its engine.
@@ -70,6 +71,11 @@ class ServerSettings(Settings):
     probe_timeout_seconds: float = Field(10.0, gt=0, description="a probe that is not back by then means stuck")
     first_probe_timeout_seconds: float = Field(120.0, gt=0, description="the same for the first probes, after loading")
     stuck_after_seconds: float = Field(10.0, gt=0, description="time with work and without a step that means stuck")
+    ticket_key: SecretStr = Field(
+        SecretStr(""),
+        description="the mesh's key, as its routers have it: then it takes only what a router sent or reserved; "
+        "several, separated by commas, while it is changed",
+    )
     max_waiting: int = Field(256, ge=0, description="sequences that may wait for the engine; then it refuses")
     reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
     otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
@@ -99,6 +105,12 @@ class ServerSettings(Settings):
     def id_at(self, port: int) -> str:
         """The server's id when it listens on `port`."""
         return self.server_id or f"{socket.gethostname()}-{port}"
+
+    @field_validator("ticket_key")
+    @classmethod
+    def _keys(cls, value: SecretStr) -> SecretStr:
+        TicketKeys.parse(value.get_secret_value())
+        return value
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:

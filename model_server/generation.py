@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
+from model_server.direct import DirectStream, DirectStreams
 from model_server.engine import (
     DeviceLost,
     Engine,
@@ -33,6 +34,7 @@ from model_server.residency.models import Models
 from model_server.resume import exact_modes, resume_mode
 from model_server.seam import Seam
 from model_server.sequences import sequences
+from model_server.tickets import TicketCheck
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import logs, tracing
 from stoker_common.failure import first_refusal
@@ -56,11 +58,15 @@ class Generator:
         metrics: ServerMetrics,
         endpoint: Callable[[], Endpoint],
         traces: Tracing,
+        tickets: TicketCheck,
+        direct: DirectStreams,
     ) -> None:
         self.models = models
         self.metrics = metrics
         self.endpoint = endpoint
         self._traces = traces
+        self._tickets = tickets
+        self._direct = direct
         self._serial = itertools.count(1)
 
     async def serve(
@@ -71,12 +77,27 @@ class Generator:
         remaining_s: float | None,
         parent: Context,
         progress: Progress | None = None,
+        ticket: bytes = b"",
     ) -> None:
         """Serve one request: hand its parts to `write` until it has finished. Raises Refusal.
 
         `remaining_s` is what the caller's deadline leaves, None if there is none. Cancelling takes the request off the
-        engine at once. `progress` counts the engine's outputs, for who watches.
+        engine at once. `progress` counts the engine's outputs, for who watches. `ticket` came along to let it in.
         """
+        with self._direct.stream(self._tickets.admit(ticket, generation)) as direct:
+            await self._serve(
+                generation, write if direct is None else _telling(write, direct), remaining_s, parent, progress, direct
+            )
+
+    async def _serve(
+        self,
+        generation: generation_pb2.Generation,
+        write: Write,
+        remaining_s: float | None,
+        parent: Context,
+        progress: Progress | None,
+        direct: DirectStream | None,
+    ) -> None:
         request_id = generation.request_id or uuid.uuid4().hex
         run = _Run(self, generation, request_id, f"{request_id}.{next(self._serial)}", write, progress or Progress())
         outcome = "UNKNOWN"
@@ -88,7 +109,9 @@ class Generator:
                 check_generation(generation)
                 held = self.models.find(generation.model, "generation.model")
                 run.model = held.name
-                async with held.admission.request(remaining_s, sequences=generation.sampling.n or 1):
+                async with held.admission.request(remaining_s, sequences=generation.sampling.n or 1) as entry:
+                    if direct is not None:
+                        direct.runs(entry)
                     async with self.models.use(held, remaining_s, run.wait):
                         await run.run(_on(held), self._traces)
                 outcome = "OK"
@@ -304,6 +327,19 @@ class _Run:
         if self.ttft_s is not None:
             attributes["stoker.ttft_ms"] = self.ttft_s * 1000.0
         return attributes
+
+
+def _telling(write: Write, direct: DirectStream) -> Write:
+    """`write`, and the router that reserved the stream hears how it starts and how it finishes."""
+
+    def tell(part: inference_pb2.GenerateStreamResponse) -> Awaitable[None]:
+        if part.HasField("started"):
+            direct.started(part.started)
+        if part.HasField("finished"):
+            direct.finished(part.finished)
+        return write(part)
+
+    return tell
 
 
 def _refusal(error: Exception) -> Refusal | None:

@@ -10,7 +10,7 @@ from stoker_common.refusal import Refusal, deadline_exceeded
 MakeRefusal = Callable[[], Refusal]
 
 
-class _Entry:
+class Entry:
     """One request: the scope that can end it, and why it was ended, if it was."""
 
     __slots__ = ("failure", "scope")
@@ -19,12 +19,18 @@ class _Entry:
         self.scope = scope
         self.failure: MakeRefusal | None = None
 
+    def end(self, refusal: MakeRefusal) -> None:
+        """End it with `refusal`, wherever it waits, unless it ends already."""
+        if self.failure is None and not self.scope.expired():
+            self.failure = refusal
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
 
 class InFlight:
     """The requests in flight. Belongs to one event loop."""
 
     def __init__(self, closed: MakeRefusal | None = None) -> None:
-        self._entries: set[_Entry] = set()
+        self._entries: set[Entry] = set()
         self._closed = closed
         self._empty = asyncio.Event()
         self._empty.set()
@@ -43,11 +49,8 @@ class InFlight:
     def fail(self, refusal: MakeRefusal) -> None:
         """Let no more requests in, and end those that run with `refusal`, wherever they wait."""
         self._closed = refusal
-        now = asyncio.get_running_loop().time()
         for entry in self._entries:
-            if entry.failure is None and not entry.scope.expired():
-                entry.failure = refusal
-                entry.scope.reschedule(now)
+            entry.end(refusal)
 
     async def wait_empty(self) -> None:
         """Wait until no request is in flight."""
@@ -59,18 +62,18 @@ class InFlight:
             raise self._closed()
 
     @asynccontextmanager
-    async def request(self, remaining_s: float | None) -> AsyncIterator[None]:
+    async def request(self, remaining_s: float | None) -> AsyncIterator[Entry]:
         """One request, for as long as the block runs, and for `remaining_s` at most. Raises Refusal."""
         self.check_open()
         if remaining_s is not None and remaining_s <= 0.0:
             raise deadline_exceeded("the deadline had passed when the request arrived")
         scope = asyncio.timeout(remaining_s)
-        entry = _Entry(scope)
+        entry = Entry(scope)
         try:
             async with scope:
                 self._entries.add(entry)
                 self._empty.clear()
-                yield
+                yield entry
         except TimeoutError:
             if entry.failure is not None:
                 raise entry.failure() from None

@@ -13,6 +13,7 @@ import grpc.aio
 
 from discovery.endpoint import Endpoint
 from discovery.messages import endpoint_to_proto, load_to_proto
+from model_server.direct import DirectStreams
 from model_server.generation import Generator
 from model_server.parts import duration
 from model_server.progress import Progress, Watch
@@ -30,15 +31,23 @@ SERVICE = "stoker.v1.WorkerLinkService"
 HEARTBEAT_S = 0.5
 # Load goes with steps as well, but a step may come every few milliseconds.
 _LOAD_EVERY_S = 0.25
+# A router that hears nothing of a reservation for some 10 s takes it for gone: two of these may be lost.
+_REMIND_S = 3.0
 
 
 class Links:
     """All routers that are attached to this server."""
 
     def __init__(
-        self, generator: Generator, endpoint: Callable[[], Endpoint], steps: Callable[[], int], clock: Clock
+        self,
+        generator: Generator,
+        direct: DirectStreams,
+        endpoint: Callable[[], Endpoint],
+        steps: Callable[[], int],
+        clock: Clock,
     ) -> None:
         self._generator = generator
+        self._direct = direct
         self._endpoint = endpoint
         self._steps = steps
         self._clock = clock
@@ -60,7 +69,7 @@ class Links:
 
     async def _attach(self, _: object, context: wire.Context) -> None:
         async with wire.guard(context, f"{SERVICE}/Attach"):
-            session = LinkSession(context, self._generator, self._endpoint, self._steps, self._clock)
+            session = LinkSession(context, self._generator, self._direct, self._endpoint, self._steps, self._clock)
             self._sessions.add(session)
             try:
                 await session.run()
@@ -75,12 +84,18 @@ class LinkSession:
         self,
         context: wire.Context,
         generator: Generator,
+        direct: DirectStreams,
         endpoint: Callable[[], Endpoint],
         steps: Callable[[], int],
         clock: Clock,
     ) -> None:
         self._context = context
         self._generator = generator
+        self._direct = direct
+        self._router = ""
+        # News of streams that clients have here with this router's tickets.
+        self._news: list[worker_link_pb2.DirectStream] = []
+        self._reminded_s = 0.0
         self._endpoint = endpoint
         self._steps = steps
         self._clock = clock
@@ -94,11 +109,13 @@ class LinkSession:
     async def run(self) -> None:
         """Until the router detaches, or the server has left and nothing of the router's runs any more."""
         hello = await self._hello()
+        self._router = hello.router
         log.info("a router attached", extra={"router": hello.router, "zone": hello.zone})
         try:
             async with asyncio.TaskGroup() as tasks:
                 writing = tasks.create_task(self._write())
-                await self._read(tasks)
+                with self._direct.attached(hello.router, self._direct_news):
+                    await self._read(tasks)
                 # The router is gone: what runs for it is aborted.
                 writing.cancel()
                 for stream in self._streams.values():
@@ -141,6 +158,12 @@ class LinkSession:
                 stream = self._streams.get(request.cancel.stream_id)
                 if stream is not None:
                     stream.cancel()
+            elif request.HasField("move"):
+                self._direct.move(request.move.reservation, request.move.reason)
+
+    def _direct_news(self, news: worker_link_pb2.DirectStream) -> None:
+        self._news.append(news)
+        self._outbox.wake()
 
     async def _write(self) -> None:
         due_s = self._clock() + HEARTBEAT_S
@@ -153,13 +176,18 @@ class LinkSession:
             await asyncio.sleep(0)
             now_s = self._clock()
             idle = self._idle(now_s)
-            if not filled and not idle:
+            if now_s - self._reminded_s >= _REMIND_S:
+                self._reminded_s = now_s
+                self._news.extend(self._direct.running_for(self._router))
+            if not filled and not idle and not self._news:
                 lag_s = max(0.0, now_s - due_s)
                 beat = worker_link_pb2.Heartbeat(step=self._steps(), loop_lag=duration(lag_s), load=self._load())
                 await self._send(worker_link_pb2.AttachResponse(heartbeat=beat))
-            elif idle or not self._outbox.empty:
+            elif idle or self._news or not self._outbox.empty:
                 step = self._outbox.take(self._steps())
                 step.running_without_output.extend(idle)
+                step.direct.extend(self._news)
+                self._news.clear()
                 if now_s - self._load_sent_s >= _LOAD_EVERY_S:
                     self._load_sent_s = now_s
                     step.load.CopyFrom(self._load())
@@ -186,7 +214,9 @@ class LinkSession:
             generation = wire.parse(generation_pb2.Generation, start.generation)
             remaining_s = start.timeout.ToNanoseconds() / 1e9 if start.HasField("timeout") else None
             parent = tracing.extract((("traceparent", start.traceparent),))
-            await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent, progress=progress)
+            await self._generator.serve(
+                generation, write, remaining_s=remaining_s, parent=parent, progress=progress, ticket=start.ticket
+            )
             outbox.end(stream_id)
         except asyncio.CancelledError:
             outbox.drop(stream_id)

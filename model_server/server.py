@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint, Load
 from model_server.config import ServerSettings
+from model_server.direct import DirectStreams
 from model_server.engine import Engine, EngineInfo, EngineLoad
 from model_server.generation import Generator
 from model_server.inflight import InFlight
@@ -28,10 +29,12 @@ from model_server.residency.models import Models
 from model_server.residency.room import Limits
 from model_server.residency.spec import ModelSpec
 from model_server.service import INFERENCE, InferenceService
+from model_server.tickets import TicketCheck
 from model_server.unregistered import Unregistered
 from stoker_common.clock import Clock
 from stoker_common.health import Health
 from stoker_common.refusal import Refusal, unavailable
+from stoker_common.tickets import TicketKeys
 from stoker_common.tracing import Tracing, configure
 
 # Often enough to notice a failure soon after its limit, rarely enough to cost nothing.
@@ -56,10 +59,12 @@ class ModelServer:
         registry: CollectorRegistry | None = None,
         epoch: str | None = None,
         clock: Clock = time.monotonic,
+        wall_clock: Clock = time.time,
     ) -> None:
         """`engine`: the one of `settings.model`, or what may be served, of which the first ones are hot at first."""
         specs = engine if isinstance(engine, Sequence) else [ModelSpec(settings.served_model, lambda: engine)]
         self.settings = settings
+        self._wall_clock = wall_clock
         self.epoch = epoch or uuid.uuid4().hex
         self.metrics = ServerMetrics([spec.name for spec in specs], registry)
         self._clock = clock
@@ -162,8 +167,16 @@ class ModelServer:
 
     async def _listen(self) -> None:
         """Serve gRPC, now that the engines can say what they are."""
-        generator = Generator(models=self.models, metrics=self.metrics, endpoint=self.endpoint, traces=self._traces)
-        self.links = Links(generator, self.endpoint, lambda: self.models.load().steps, self._clock)
+        direct, keys = DirectStreams(), TicketKeys.parse(self.settings.ticket_key.get_secret_value())
+        generator = Generator(
+            models=self.models,
+            metrics=self.metrics,
+            endpoint=self.endpoint,
+            traces=self._traces,
+            tickets=TicketCheck(keys, self.endpoint, self._wall_clock),
+            direct=direct,
+        )
+        self.links = Links(generator, direct, self.endpoint, lambda: self.models.load().steps, self._clock)
         handlers = (
             InferenceService(generator).handlers(),
             ModelService(self.endpoint, self.models).handlers(),

@@ -9,6 +9,7 @@ from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
 from stoker_common.refusal import invalid
+from stoker_common.tickets import METADATA_KEY
 from stoker_common.wire import Context, guard, parse, service, unary_unary
 
 INFERENCE = "stoker.v1.InferenceService"
@@ -58,8 +59,10 @@ class InferenceService:
     async def _serve(self, generation: generation_pb2.Generation, write: Write, context: Context) -> None:
         # The stubs say float, and it is None without a deadline.
         remaining_s: float | None = context.time_remaining()
-        parent = tracing.extract(context.invocation_metadata())
-        await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent)
+        metadata = context.invocation_metadata() or ()
+        parent = tracing.extract(metadata)
+        ticket = next((value for key, value in metadata if key == METADATA_KEY and isinstance(value, bytes)), b"")
+        await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent, ticket=ticket)
 
 
 def _require(has_generation: bool) -> None:

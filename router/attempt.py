@@ -6,13 +6,14 @@ from typing import Protocol
 
 from discovery.endpoint import Endpoint, Load
 from router.interrupt import Interrupt
-from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common.link.state import LinkState
 
-Metadata = tuple[tuple[str, str], ...]
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 OnLoad = Callable[[Endpoint, Load], None]
+OnDirect = Callable[[Endpoint, worker_link_pb2.DirectStream], None]
 OnLink = Callable[[Endpoint, LinkState], None]
 
 
@@ -54,6 +55,15 @@ class Transport(Protocol):
 
     def listen(self, on_load: "OnLoad", on_link: "OnLink") -> None:
         """Whom to tell of loads that endpoints report, and of links that come and go."""
+
+    def hear(self, on_direct: "OnDirect") -> None:
+        """Whom to tell what endpoints say of streams that clients have there themselves."""
+
+    def want(self, endpoint: Endpoint) -> None:
+        """A client will have a stream there itself: be ready to hear of it."""
+
+    def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
+        """Have a client's own stream on the endpoint end, so that it goes on elsewhere, if the endpoint can be told."""
 
     async def close(self) -> None:
         """Close all connections."""

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from discovery.endpoint import Endpoint
 from discovery.messages import seconds
-from router.attempt import Metadata, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
 from router.errors import endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
@@ -103,6 +103,15 @@ class CallTransport:
 
     def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
         """See `Transport`. Calls bring loads with their answers, and there are no links."""
+
+    def hear(self, on_direct: OnDirect) -> None:
+        """See `Transport`. Without links, nobody says."""
+
+    def want(self, endpoint: Endpoint) -> None:
+        """See `Transport`."""
+
+    def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
+        """See `Transport`. Without links, nobody is told."""
 
     async def close(self) -> None:
         """See `Transport`."""

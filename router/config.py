@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from discovery.consul_address import ConsulAddress
 from stoker_common.settings import Settings
+from stoker_common.tickets import TicketKeys
 
 
 class RouterSettings(Settings):
@@ -43,7 +44,21 @@ class RouterSettings(Settings):
     maintenance_grace_s: float = Field(
         0.0, ge=0, description="how long streams stay on a server in maintenance before they are moved, in seconds"
     )
+    ticket_key: SecretStr = Field(
+        SecretStr(""),
+        description="the mesh's key, the same on its routers and servers, at least 32 characters: signs what lets "
+        "requests in at servers; several, separated by commas, while it is changed: the first one signs",
+    )
+    ticket_seconds: float = Field(
+        10.0, ge=5, description="how long a client that asked Route has to begin at the server, in seconds"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")
     reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
     otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("ticket_key")
+    @classmethod
+    def _keys(cls, value: SecretStr) -> SecretStr:
+        TicketKeys.parse(value.get_secret_value())
+        return value

@@ -52,7 +52,7 @@ class EndpointError(Exception):
 
 def endpoint_error(refusal: Refusal, endpoint: Endpoint, *, cut: bool) -> EndpointError:
     """What an attempt that ended with `refusal` says of its endpoint. `cut`: whether it cannot be reached any more."""
-    if refusal.code in _CALLER:
+    if refusal.code in _CALLER and not refusal.reason.startswith("TICKET_"):
         return EndpointError(Fault.CALLER, refusal)
     if refusal.code in _BUSY or refusal.reason == "SERVER_DRAINING":
         return EndpointError(Fault.BUSY, refusal)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from discovery.endpoint import Endpoint
 from discovery.messages import load_from_proto
-from router.attempt import Metadata, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault, endpoint_error
 from router.interrupt import Interrupt
@@ -47,6 +47,7 @@ class LinkTransport:
         self._links: dict[Key, tuple[Link, asyncio.Task[None]]] = {}
         self._changed = asyncio.Event()
         self._on_load: OnLoad = lambda endpoint, load: None
+        self._on_direct: OnDirect = lambda endpoint, news: None
         self._on_link: OnLink = lambda endpoint, state: None
 
     def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
@@ -70,8 +71,7 @@ class LinkTransport:
                 async for part in parts:
                     yield part
             return
-        traceparent = dict(metadata).get("traceparent", "")
-        stream_id, stream = link.open(generation.SerializeToString(), timeout_s, traceparent)
+        stream_id, stream = link.open(generation.SerializeToString(), timeout_s, metadata)
         interrupt.bind(stream.fail)
         try:
             while (data := await stream.take()) is not None:
@@ -113,6 +113,20 @@ class LinkTransport:
                     self._links[key] = link, tasks.create_task(link.run(), name=f"link {key[0]}")
                 await self._changed.wait()
 
+    def hear(self, on_direct: OnDirect) -> None:
+        """See `Transport`."""
+        self._on_direct = on_direct
+
+    def want(self, endpoint: Endpoint) -> None:
+        """See `Transport`: its link, also to a server of another zone."""
+        self._use((endpoint.server, endpoint.epoch))
+
+    def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
+        """See `Transport`."""
+        link, _ = self._links.get((endpoint.server, endpoint.epoch), (None, None))
+        if link is not None:
+            link.move(reservation, why)
+
     async def close(self) -> None:
         """See `Transport`."""
         await self._calls.close()
@@ -136,6 +150,7 @@ class LinkTransport:
             self._clock,
             lambda load: self._on_load(endpoint, load_from_proto(load)),
             lambda state: self._on_link(endpoint, state),
+            on_direct=lambda news: self._on_direct(endpoint, news),
         )
 
 

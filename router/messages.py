@@ -20,10 +20,14 @@ def cost(of: Cost) -> pick_pb2.Cost:
     )
 
 
+def pick(chosen: Chosen) -> pick_pb2.Pick:
+    """Why a server was chosen."""
+    return pick_pb2.Pick(reason=chosen.reason, cost=cost(chosen.candidate.cost), candidates=chosen.candidates)
+
+
 def with_pick(data: bytes, chosen: Chosen) -> bytes:
     """The first part, which now says why its server was chosen."""
-    pick = pick_pb2.Pick(reason=chosen.reason, cost=cost(chosen.candidate.cost), candidates=chosen.candidates)
-    started = inference_pb2.Started(pick=pick)
+    started = inference_pb2.Started(pick=pick(chosen))
     return data + inference_pb2.GenerateStreamResponse(started=started).SerializeToString()
 
 

@@ -2,16 +2,17 @@
 
 import logging
 import random
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
+from discovery.endpoint import Endpoint
 from router import resume
 from router.admission import Admission, Ask
-from router.attempt import Transport
+from router.attempt import Metadata, Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
@@ -31,10 +32,15 @@ from stoker.v1 import generation_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, not_found, unavailable
 from stoker_common.resuming import Mode
+from stoker_common.tickets import METADATA_KEY
 from stoker_common.tracing import Tracing, inject
 from stoker_common.transcript import Transcript
 
 log = logging.getLogger(__name__)
+
+
+# What lets a request of this router's in at a server that asks for it.
+WriteTicket = Callable[[generation_pb2.Generation, Endpoint], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Router:
         clock: Clock,
         rng: random.Random,
         retry: RetryRules,
+        ticket: WriteTicket = lambda generation, endpoint: b"",
     ) -> None:
         self._fleet = fleet
         self._policy = policy
@@ -79,6 +86,7 @@ class Router:
         self._clock = clock
         self._rng = rng
         self._retry = retry
+        self._write_ticket = ticket
         self.running = Running()
 
     def describe(self, generation: generation_pb2.Generation) -> Request:
@@ -144,6 +152,36 @@ class Router:
             async with aclosing(self._failover(request, generation, flight, deadline_s)) as parts:
                 async for data in parts:
                     yield data
+
+    async def pick(
+        self,
+        generation: generation_pb2.Generation,
+        flight: Flight,
+        servers_tried: Collection[str],
+        failure: EndpointError | None,
+        deadline_s: float | None,
+    ) -> tuple[Request, Chosen, generation_pb2.Generation]:
+        """The server for a client that streams from it itself, and what to ask there: for a new request, for one that
+        failed before on `servers_tried` (`failure` is the last one), or for one that goes on. Raises Refusal.
+
+        Book it before the next await.
+        """
+        request = self.describe(generation)
+        flight.model = request.model
+        tried = self._avoided(servers_tried)
+        if generation.HasField("resume"):
+            flight.transcript = Transcript.of(generation.resume)
+            tried |= self._avoided(generation.resume.servers_tried)
+            chosen, asked = await self._choose_resume(request, generation, flight, tried, set(), failure, deadline_s)
+        else:
+            ask = Ask(request, generation.priority, deadline_s, tried)
+            if servers_tried and failure is None:
+                text = f"this client's attempts at {', '.join(servers_tried)} came to nothing"
+                failure = EndpointError(Fault.LINK, unavailable(text, reason="SERVER_FAILED"))
+            counted = len(servers_tried) if failure is not None else 0
+            chosen, asked = await self._choose_anew(ask, tried, counted, failure), generation
+        self._metrics.picks.labels(chosen.candidate.holder.member.endpoint.zone, chosen.reason).inc()
+        return request, chosen, asked
 
     async def _failover(
         self,
@@ -307,7 +345,8 @@ class Router:
                 Dispatch(request, chosen, generation, flight, self._learned) as dispatch,
                 self.running.attempt(holder.member.key, generation, flight.transcript) as interrupt,
             ):
-                async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, inject(), interrupt)) as parts:
+                metadata = inject() + self._ticket(asked, endpoint)
+                async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt)) as parts:
                     async for part in parts:
                         finished = part.message.HasField("finished")
                         if interrupt.error is not None and not finished:
@@ -323,6 +362,10 @@ class Router:
                         if data:
                             yield data
                 dispatch.require_finished()
+
+    def _ticket(self, asked: generation_pb2.Generation, endpoint: Endpoint) -> Metadata:
+        ticket = self._write_ticket(asked, endpoint)
+        return ((METADATA_KEY, ticket),) if ticket else ()
 
     def _nothing_left(self, request: Request, failure: EndpointError | None) -> Refusal:
         """Why the request cannot be served, from its last failure or from what every holder is excluded by."""

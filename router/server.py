@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from router.attempt import Transport
 from router.client_link import ClientLinks
 from router.config import RouterSettings
 from router.data_path import DataPath
+from router.direct import Direct, Tickets
 from router.ejection import Breakers, Cause, EjectionRules
 from router.entry import Entry
 from router.fleet import Fleet
@@ -28,6 +30,7 @@ from router.metrics import FleetCollector, RouterMetrics
 from router.operations import OperationsService
 from router.policy import Policy
 from router.report import Identity, Report
+from router.reservations import ReservationMetrics, Reservations
 from router.retry_budget import RetryBudget, RetryBudgetRules
 from router.room import RoomRules, Rooms
 from router.router import RetryRules, Router
@@ -41,6 +44,7 @@ from stoker_common.clock import Clock
 from stoker_common.health import SERVICE as HEALTH_SERVICE
 from stoker_common.health import Health
 from stoker_common.link.state import LinkState
+from stoker_common.tickets import TicketKeys
 from stoker_common.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -62,6 +66,7 @@ class World:
     traces: Tracing
     clock: Clock
     rng: random.Random
+    wall_clock: Clock = time.time
 
 
 class RouterServer:
@@ -93,6 +98,9 @@ class RouterServer:
             AdmissionMetrics(self.registry),
             world.clock,
         )
+        metrics = RouterMetrics(self.registry)
+        keys = TicketKeys.parse(settings.ticket_key.get_secret_value())
+        tickets = Tickets(keys, identity.router, world.wall_clock, settings.ticket_seconds)
         self.router = Router(
             fleet=self.fleet,
             policy=Policy(settings.zone, Rates(leave_zone_ms=settings.leave_zone_ms), settings.near_share),
@@ -100,13 +108,22 @@ class RouterServer:
             admission=self.admission,
             retry_budget=RetryBudget(RetryBudgetRules(settings.retry_share, settings.retry_per_s), world.clock),
             transport=world.transport,
-            metrics=RouterMetrics(self.registry),
+            metrics=metrics,
             traces=world.traces,
             clock=world.clock,
             rng=world.rng,
             retry=RetryRules(settings.max_attempts),
+            ticket=tickets.own,
         )
-        self._entry = Entry(self.router, world.clock)
+        self.reservations = Reservations(
+            lease_s=settings.ticket_seconds,
+            clock=world.clock,
+            metrics=metrics,
+            counts=ReservationMetrics(self.registry),
+            transport=world.transport,
+        )
+        direct = Direct(self.router, self.learned, self.reservations, tickets, world.traces, world.clock)
+        self._entry = Entry(self.router, direct, world.clock)
         self.client_links = ClientLinks(self._entry, world.clock)
         self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
         self.report = Report(identity, self.router, self.fleet, self.learned)
@@ -114,6 +131,7 @@ class RouterServer:
         self._maintenance = Maintenance(
             self.fleet, self.router.running, self.router.movable, world.clock, settings.maintenance_grace_s
         )
+        self.transport.hear(self.reservations.news)
         self.transport.listen(self._load_reported, self._link_changed)
         self._health = Health(SERVICES)
         self.port = 0
@@ -130,6 +148,7 @@ class RouterServer:
                     tasks.create_task(self._data_path.run(), name="data path"),
                     tasks.create_task(self.transport.run(), name="transport"),
                     tasks.create_task(self._maintenance.run(), name="maintenance"),
+                    tasks.create_task(self.reservations.run(), name="reservations"),
                 ]
                 if started is not None:
                     started.set()
@@ -150,7 +169,7 @@ class RouterServer:
         for service in (
             InferenceService(self._entry),
             ModelService(self.report),
-            RouterService(self.report, self._world.clock),
+            RouterService(self._entry, self.report, self._world.clock),
             OperationsService(self.fleet, self.transport),
             self.client_links,
         ):
@@ -188,6 +207,7 @@ class RouterServer:
         self.fleet.leaving(key, leaving=state is LinkState.LEAVING)
         if state is LinkState.DOWN:
             self.learned.breakers.lost(key)
+            self.reservations.lost(key)
         elif state is LinkState.STALLED:
             self.learned.breakers.lost(key, Cause.STALLED)
         elif state is LinkState.UP:

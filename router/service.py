@@ -77,7 +77,8 @@ class ModelService:
 class RouterService:
     """`stoker.v1.RouterService`."""
 
-    def __init__(self, report: Report, clock: Clock) -> None:
+    def __init__(self, entry: Entry, report: Report, clock: Clock) -> None:
+        self._entry = entry
         self._report = report
         self._clock = clock
 
@@ -86,11 +87,20 @@ class RouterService:
         return wire.service(
             "stoker.v1.RouterService",
             {
-                "Route": wire.unary_unary(_not_yet("Route"), router_pb2.RouteRequest),
+                "Route": wire.unary_unary(self._route, router_pb2.RouteRequest),
+                "Release": wire.unary_unary(self._release, router_pb2.ReleaseRequest),
                 "Explain": wire.unary_unary(self._explain, router_pb2.ExplainRequest),
                 "Status": wire.unary_unary(self._status, router_pb2.StatusRequest),
             },
         )
+
+    async def _route(self, request: router_pb2.RouteRequest, context: Context) -> wire.Response:
+        remaining_s: float | None = context.time_remaining()  # as above
+        return await self._entry.route(request, remaining_s, tracing.extract(context.invocation_metadata()))
+
+    async def _release(self, request: router_pb2.ReleaseRequest, context: Context) -> wire.Response:
+        self._entry.release(request)
+        return router_pb2.ReleaseResponse()
 
     async def _explain(self, request: router_pb2.ExplainRequest, context: Context) -> wire.Response:
         check_generation(request.generation)

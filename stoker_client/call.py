@@ -11,7 +11,7 @@ from stoker_client.errors import StokerError
 from stoker_common import status
 from stoker_common.refusal import Code
 
-Metadata = tuple[tuple[str, str], ...]
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class Deadline:

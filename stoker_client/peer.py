@@ -98,8 +98,7 @@ class Peer:
     async def _over_link(
         self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
     ) -> AsyncGenerator[Part, None]:
-        traceparent = dict(metadata).get("traceparent", "")
-        stream_id, stream = self._link.open(generation.SerializeToString(), timeout_s, traceparent)
+        stream_id, stream = self._link.open(generation.SerializeToString(), timeout_s, metadata)
         late = None
         if timeout_s is not None:
             # The peer ends it then as well, if it still can.

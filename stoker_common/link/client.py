@@ -22,6 +22,7 @@ from stoker_common.link.silence import Silence
 from stoker_common.link.state import Cause, LinkError, LinkState
 from stoker_common.link.stream import LinkStream
 from stoker_common.refusal import unavailable
+from stoker_common.tickets import METADATA_KEY
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ VERSION = 1
 METHOD = "/stoker.v1.WorkerLinkService/Attach"
 
 OnLoad = Callable[[endpoint_pb2.Load], None]
+OnDirect = Callable[[worker_link_pb2.DirectStream], None]
 OnState = Callable[[LinkState], None]
+Metadata = tuple[tuple[str, str | bytes], ...]
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
@@ -66,6 +69,7 @@ class Link:
         clock: Clock,
         on_load: OnLoad,
         on_state: OnState,
+        on_direct: OnDirect | None = None,
     ) -> None:
         self._peer = peer
         self._where = where
@@ -76,6 +80,7 @@ class Link:
         self._clock = clock
         self._on_load = on_load
         self._on_state = on_state
+        self._on_direct = on_direct
         self._ids = itertools.count(1)
         self._streams: dict[int, LinkStream] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
@@ -109,11 +114,19 @@ class Link:
         """Generations under way on it."""
         return len(self._streams)
 
-    def open(self, generation: bytes, timeout_s: float | None, traceparent: str = "") -> tuple[int, LinkStream]:
-        """Start a generation, a serialised `Generation`; returns its number and its stream. Not while it is DOWN."""
+    def open(self, generation: bytes, timeout_s: float | None, metadata: Metadata = ()) -> tuple[int, LinkStream]:
+        """Start a generation, a serialised `Generation`; returns its number and its stream. Not while it is DOWN.
+
+        Of a call's metadata, the trace and the ticket go along.
+        """
         stream_id = next(self._ids)
         stream = self._streams[stream_id] = LinkStream(self._rules.stream_bytes)
-        start = worker_link_pb2.StartStream(stream_id=stream_id, generation=generation, traceparent=traceparent)
+        start = worker_link_pb2.StartStream(stream_id=stream_id, generation=generation)
+        for key, value in metadata:
+            if key == "traceparent" and isinstance(value, str):
+                start.traceparent = value
+            elif key == METADATA_KEY and isinstance(value, bytes):
+                start.ticket = value
         if timeout_s is not None:
             timeout = Duration()
             timeout.FromNanoseconds(int(timeout_s * 1e9))
@@ -125,6 +138,12 @@ class Link:
         """The attempt is over. If the server has not ended the stream, it is told to."""
         if self._streams.pop(stream_id, None) is not None and self.state is not LinkState.DOWN:
             self._say(worker_link_pb2.AttachRequest(cancel=worker_link_pb2.CancelStream(stream_id=stream_id)))
+
+    def move(self, reservation: bytes, why: str) -> None:
+        """The peer is to end a client's stream, which goes on elsewhere."""
+        if self.state is not LinkState.DOWN:
+            moved = worker_link_pb2.MoveStream(reservation=reservation, reason=why)
+            self._say(worker_link_pb2.AttachRequest(move=moved))
 
     async def _attach_once(self) -> str:
         """Why the link is down again."""
@@ -171,6 +190,9 @@ class Link:
                     self._take(output)
                 for stream_id in step.running_without_output:
                     self._left_out(stream_id)
+                if self._on_direct is not None:
+                    for news in step.direct:
+                        self._on_direct(news)
                 self._sign(step.step, step.load if step.HasField("load") else None)
             elif response.HasField("heartbeat"):
                 beat = response.heartbeat

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from discovery.memory import MemoryCatalog
+from model_server.config import ServerSettings
 from model_server.engines.sim_settings import SimSettings
 from router.call_transport import CallTransport
 from router.config import RouterSettings
@@ -18,7 +19,7 @@ from router.server import RouterServer, World
 from stoker_common import tracing
 from stoker_common.link.client import LinkRules
 from stoker_common.tracing import Tracing
-from tests.fakes.fleet import FAST, Catalog, FleetServer, fleet
+from tests.fakes.fleet import FAST, Catalog, FleetServer, fleet, server_settings
 from tests.fakes.until import until
 
 ZONES = ("zone-a", "zone-b")
@@ -95,10 +96,16 @@ async def mesh(
     sim: SimSettings = FAST,
     **settings: Any,
 ) -> AsyncIterator[Mesh]:
-    """Zones of simulated servers, each with a router that sees them all. `settings` are the routers'."""
+    """Zones of simulated servers, each with a router that sees them all. `settings` are the routers', and `ticket_key`
+    the servers' as well."""
     catalog = catalog or MemoryCatalog(zones)
+    ticket_key = settings.get("ticket_key", "")
+
+    def own(zone: str, i: int) -> ServerSettings:
+        return server_settings(zone=zone, server_id=f"{zone}-{i}", ticket_key=ticket_key)
+
     async with AsyncExitStack() as held:
-        servers = await held.enter_async_context(fleet(catalog, servers_per_zone, sim=sim))
+        servers = await held.enter_async_context(fleet(catalog, servers_per_zone, sim=sim, settings=own))
         routers = {zone: await held.enter_async_context(router(catalog, zone, **settings)) for zone in catalog.zones}
         for each in routers.values():
             await until(lambda each=each: len(each.fleet.snapshot.members) == len(servers))  # type: ignore[misc]

@@ -96,6 +96,7 @@ class RouteRequest(_message.Message):
 
     GENERATION_FIELD_NUMBER: _builtins.int
     SERVERS_TRIED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generation(self) -> _generation_pb2.Generation:
         """What will be generated. Required."""
@@ -104,19 +105,99 @@ class RouteRequest(_message.Message):
     def servers_tried(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Servers not to be chosen again. Default: none."""
 
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostStream]:
+        """What was reserved for this request before and came to nothing. Default: nothing."""
+
     def __init__(
         self,
         *,
         generation: _generation_pb2.Generation | None = ...,
         servers_tried: _abc.Iterable[_builtins.str] | None = ...,
+        lost: _abc.Iterable[Global___LostStream] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "servers_tried", b"servers_tried"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "lost", b"lost", "servers_tried", b"servers_tried"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouteRequest: _TypeAlias = RouteRequest  # noqa: Y015
+
+@_typing.final
+class LostStream(_message.Message):
+    """A reservation that came to nothing, as its client tells it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.bytes
+    """Which, as `RouteResponse.reservation` named it."""
+    code: _builtins.int
+    """How the stream ended: a gRPC status code; 0 if it never began."""
+    message: _builtins.str
+    """What went wrong, for a person."""
+    unreachable: _builtins.bool
+    """Whether the client could not connect to the server: that may be the way between them, and says nothing of the server."""
+    def __init__(
+        self,
+        *,
+        reservation: _builtins.bytes = ...,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        unreachable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reservation", b"reservation", "unreachable", b"unreachable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostStream: _TypeAlias = LostStream  # noqa: Y015
+
+@_typing.final
+class ReleaseRequest(_message.Message):
+    """Gives a reservation back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lost(self) -> Global___LostStream:
+        """Which, and why."""
+
+    def __init__(
+        self,
+        *,
+        lost: Global___LostStream | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseResponse(_message.Message):
+    """It is given back, if there was one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
 
 @_typing.final
 class RouteResponse(_message.Message):
@@ -131,6 +212,9 @@ class RouteResponse(_message.Message):
     TICKET_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PICK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESUME_MODE_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server's id."""
     address: _builtins.str
@@ -140,7 +224,15 @@ class RouteResponse(_message.Message):
     epoch: _builtins.str
     """Its epoch."""
     ticket: _builtins.bytes
-    """What the server wants to see: signed, for this request alone."""
+    """What the server wants to see, a serialised `Ticket`: for this request alone, signed where the mesh has a key."""
+    request_id: _builtins.str
+    """The request's id, the router's where the request had none. The server wants the request to have it."""
+    resume_mode: _endpoint_pb2.ResumeMode.ValueType
+    """How the server shall go on, for a request with a `resume` state: its `mode`."""
+    reservation: _builtins.bytes
+    """The reservation's id, to tell what became of it. It is released when the server says that the stream has ended, or when
+    neither client nor server says anything of it until `expires_at`.
+    """
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When ticket and reservation end."""
@@ -159,10 +251,13 @@ class RouteResponse(_message.Message):
         ticket: _builtins.bytes = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         pick: _pick_pb2.Pick | None = ...,
+        request_id: _builtins.str = ...,
+        resume_mode: _endpoint_pb2.ResumeMode.ValueType = ...,
+        reservation: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "pick", b"pick"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "expires_at", b"expires_at", "pick", b"pick", "server", b"server", "ticket", b"ticket", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "expires_at", b"expires_at", "pick", b"pick", "request_id", b"request_id", "reservation", b"reservation", "resume_mode", b"resume_mode", "server", b"server", "ticket", b"ticket", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,11 @@ class RouterServiceStub:
                 request_serializer=stoker_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
                 response_deserializer=stoker_dot_v1_dot_router__pb2.RouteResponse.FromString,
                 _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/stoker.v1.RouterService/Release',
+                request_serializer=stoker_dot_v1_dot_router__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=stoker_dot_v1_dot_router__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/stoker.v1.RouterService/Explain',
                 request_serializer=stoker_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
@@ -58,6 +63,13 @@ class RouterServiceServicer:
 
     def Route(self, request, context):
         """Picks and reserves a server; the caller then streams from that server itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Gives a reservation back that will not be used, or whose stream broke and will not go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +96,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Route,
                     request_deserializer=stoker_dot_v1_dot_router__pb2.RouteRequest.FromString,
                     response_serializer=stoker_dot_v1_dot_router__pb2.RouteResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=stoker_dot_v1_dot_router__pb2.ReleaseRequest.FromString,
+                    response_serializer=stoker_dot_v1_dot_router__pb2.ReleaseResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -124,6 +141,33 @@ class RouterService:
             '/stoker.v1.RouterService/Route',
             stoker_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
             stoker_dot_v1_dot_router__pb2.RouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stoker.v1.RouterService/Release',
+            stoker_dot_v1_dot_router__pb2.ReleaseRequest.SerializeToString,
+            stoker_dot_v1_dot_router__pb2.ReleaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,8 @@ class RouterServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]
     """Picks and reserves a server; the caller then streams from that server itself."""
+    Release: _aio.UnaryUnaryMultiCallable[_router_pb2.ReleaseRequest, _router_pb2.ReleaseResponse]
+    """Gives a reservation back that will not be used, or whose stream broke and will not go on."""
     Explain: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]
     """Prices a request on every server, term by term, and sends it nowhere."""
     Status: _aio.UnaryUnaryMultiCallable[_router_pb2.StatusRequest, _router_pb2.StatusResponse]
@@ -33,6 +35,14 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_router_pb2.RouteRequest, _abc.Awaitable[_router_pb2.RouteResponse]],
     ) -> _abc.Awaitable[_router_pb2.RouteResponse]:
         """Picks and reserves a server; the caller then streams from that server itself."""
+
+    @_abc_1.abstractmethod
+    def Release(
+        self,
+        request: _router_pb2.ReleaseRequest,
+        context: _aio.ServicerContext[_router_pb2.ReleaseRequest, _abc.Awaitable[_router_pb2.ReleaseResponse]],
+    ) -> _abc.Awaitable[_router_pb2.ReleaseResponse]:
+        """Gives a reservation back that will not be used, or whose stream broke and will not go on."""
 
     @_abc_1.abstractmethod
     def Explain(

@@ -35,6 +35,7 @@ class AttachRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First, once."""
@@ -51,6 +52,10 @@ class AttachRequest(_message.Message):
     def window(self) -> Global___Window:
         """Allow more of a generation."""
 
+    @_builtins.property
+    def move(self) -> Global___MoveStream:
+        """Let a client's own stream go on elsewhere."""
+
     def __init__(
         self,
         *,
@@ -58,12 +63,13 @@ class AttachRequest(_message.Message):
         start: Global___StartStream | None = ...,
         cancel: Global___CancelStream | None = ...,
         window: Global___Window | None = ...,
+        move: Global___MoveStream | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "start", b"start", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "start", b"start", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "start", b"start", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "start", b"start", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "window"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "window", "move"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -198,6 +204,7 @@ class StartStream(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """The stream's number on this link, never used again."""
     generation: _builtins.bytes
@@ -206,6 +213,8 @@ class StartStream(_message.Message):
     """W3C trace context of the attempt. Default: none."""
     window_tokens: _builtins.int
     """Tokens that may be sent before a Window allows more. Default: no limit."""
+    ticket: _builtins.bytes
+    """The router's ticket, a serialised `Ticket`. Default: none."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long the caller will wait. Default: forever."""
@@ -218,10 +227,11 @@ class StartStream(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         traceparent: _builtins.str = ...,
         window_tokens: _builtins.int | None = ...,
+        ticket: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "timeout", b"timeout", "window_tokens", b"window_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "generation", b"generation", "stream_id", b"stream_id", "timeout", b"timeout", "traceparent", b"traceparent", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "generation", b"generation", "stream_id", b"stream_id", "ticket", b"ticket", "timeout", b"timeout", "traceparent", b"traceparent", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_tokens: _TypeAlias = _typing.Literal["window_tokens"]  # noqa: Y015
     _WhichOneofArgType__window_tokens: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens"]  # noqa: Y015
@@ -250,6 +260,32 @@ class CancelStream(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelStream: _TypeAlias = CancelStream  # noqa: Y015
+
+@_typing.final
+class MoveStream(_message.Message):
+    """From a router: the stream of a client that came with its ticket is to end, so that its client goes on elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.bytes
+    """The reservation that the ticket names."""
+    reason: _builtins.str
+    """Why, for a person."""
+    def __init__(
+        self,
+        *,
+        reservation: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveStream: _TypeAlias = MoveStream  # noqa: Y015
 
 @_typing.final
 class Window(_message.Message):
@@ -288,6 +324,7 @@ class Step(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     RUNNING_WITHOUT_OUTPUT_FIELD_NUMBER: _builtins.int
+    DIRECT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The engine's step counter; a router's own count of steps."""
     @_builtins.property
@@ -306,6 +343,10 @@ class Step(_message.Message):
     def running_without_output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Streams that the step worked on and that have no output here, for whoever watches progress."""
 
+    @_builtins.property
+    def direct(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectStream]:
+        """What became of streams that came from clients with this router's tickets."""
+
     def __init__(
         self,
         *,
@@ -314,10 +355,11 @@ class Step(_message.Message):
         load: _endpoint_pb2.Load | None = ...,
         digest: Global___CacheDigest | None = ...,
         running_without_output: _abc.Iterable[_builtins.int] | None = ...,
+        direct: _abc.Iterable[Global___DirectStream] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "load", b"load", "outputs", b"outputs", "running_without_output", b"running_without_output", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "direct", b"direct", "load", b"load", "outputs", b"outputs", "running_without_output", b"running_without_output", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,6 +404,44 @@ class StreamOutput(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamOutput: _TypeAlias = StreamOutput  # noqa: Y015
+
+@_typing.final
+class DirectStream(_message.Message):
+    """News of a stream that a client has from the server itself, for the router that reserved it. News without more than the
+    reservation says that the stream is still there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    reservation: _builtins.bytes
+    """The reservation that its ticket names."""
+    part: _builtins.bytes
+    """How it started or how it finished: a serialised `GenerateStreamResponse` without the tokens. Default: nothing new."""
+    last: _builtins.bool
+    """Whether it has ended."""
+    @_builtins.property
+    def error(self) -> Global___StreamError:
+        """How it ended, if it failed."""
+
+    def __init__(
+        self,
+        *,
+        reservation: _builtins.bytes = ...,
+        part: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
+        error: Global___StreamError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "last", b"last", "part", b"part", "reservation", b"reservation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectStream: _TypeAlias = DirectStream  # noqa: Y015
 
 @_typing.final
 class StreamError(_message.Message):

@@ -15,6 +15,7 @@ from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.ledger import Ledger
 from router.metrics import FleetCollector, RouterMetrics
+from router.reservations import ReservationMetrics
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/operations.md"
 
@@ -28,6 +29,7 @@ def test_the_page_names_the_metrics_that_there_are() -> None:
     router = CollectorRegistry()
     RouterMetrics(router)
     AdmissionMetrics(router)
+    ReservationMetrics(router)
     ledger = Ledger(lambda: 0.0)
     breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))
     router.register(FleetCollector(Fleet(ledger, lambda _: None), ledger, breakers, lambda: 0.0))

@@ -1,12 +1,14 @@
 """One request's life against an engine whose every output the test decides."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 
 import pytest
 from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
+from model_server.direct import DirectStreams
 from model_server.engine import (
     DeviceLost,
     EngineDead,
@@ -20,8 +22,10 @@ from model_server.engine import (
 from model_server.generation import Generator
 from model_server.inflight import InFlight
 from model_server.metrics import ServerMetrics
+from model_server.tickets import TicketCheck
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.refusal import Code, Refusal, unavailable
+from stoker_common.tickets import TicketKeys
 from stoker_common.tracing import configure
 from tests.fakes.inference import generation, token_ids
 from tests.fakes.residency import hot, only
@@ -88,6 +92,8 @@ class Served:
             metrics=self.metrics,
             endpoint=lambda: Endpoint("s", "h:1", "z", "e", "fake", ()),
             traces=configure("test", environ={}),
+            tickets=TicketCheck(TicketKeys(), lambda: Endpoint("s", "h:1", "z", "e", "fake", ()), time.time),
+            direct=DirectStreams(),
         )
 
     async def keep(self, part: inference_pb2.GenerateStreamResponse) -> None:

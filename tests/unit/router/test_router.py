@@ -15,7 +15,7 @@ from discovery.catalog import CatalogView
 from discovery.endpoint import Endpoint
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
-from router.attempt import Metadata, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
@@ -93,6 +93,7 @@ class Scripted:
         self.asked: list[str] = []
         self.requests: list[generation_pb2.Generation] = []
         self.closed: list[str] = []
+        self.moved: list[bytes] = []
         self.timeouts: list[float | None] = []
         self.held = asyncio.Event()
         self.held.set()
@@ -128,6 +129,15 @@ class Scripted:
 
     def keep(self, endpoints: Iterable[Endpoint]) -> None: ...
 
+    def hear(self, on_direct: OnDirect) -> None:
+        """See Transport."""
+
+    def want(self, endpoint: Endpoint) -> None:
+        """See Transport."""
+
+    def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
+        self.moved.append(reservation)
+
     def listen(self, on_load: OnLoad, on_link: OnLink) -> None: ...
 
     async def run(self) -> None: ...
@@ -147,6 +157,7 @@ class Bench:
         self.fleet = Fleet(self.learned.ledger, lambda members: None)
         self.fleet.publish(view(endpoints) if endpoints else CatalogView())
         self.registry = CollectorRegistry()
+        self.metrics = RouterMetrics(self.registry)
         self.retry_budget = RetryBudget(RetryBudgetRules(), self.clock)
         self.admission = Admission(
             AdmissionRules(hold_s=0.05),
@@ -163,7 +174,7 @@ class Bench:
             admission=self.admission,
             retry_budget=self.retry_budget,
             transport=transport,
-            metrics=RouterMetrics(self.registry),
+            metrics=self.metrics,
             traces=tracing.configure("test", environ={}),
             clock=self.clock,
             rng=random.Random(1),

@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Endpoint
-from router.attempt import Metadata, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import BreakerState
@@ -136,6 +136,15 @@ class FakeTransport:
     def keep(self, endpoints: Iterable[Endpoint]) -> None: ...
 
     async def run(self) -> None: ...
+
+    def hear(self, on_direct: OnDirect) -> None:
+        """See Transport."""
+
+    def want(self, endpoint: Endpoint) -> None:
+        """See Transport."""
+
+    def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
+        """See Transport."""
 
     def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
         self.on_link = on_link

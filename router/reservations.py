@@ -1,0 +1,179 @@
+"""What this router reserved for clients that stream from servers themselves: booked as a relayed request is, and never
+leaked.
+
+    reserve ──► waits for news ──► the server: it started, it is still there ──► waits again, `lease_s` from then on
+                      ├── the server or the client: it has ended ──► settled by how it ended
+                      ├── the link to the server is lost ──────────► settled as a loss
+                      └── no news until the lease's end ───────────► released; says nothing of the server
+"""
+
+import asyncio
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from discovery.endpoint import Endpoint
+from router.attempt import Transport
+from router.dispatch import Dispatch
+from router.errors import EndpointError, Fault, endpoint_error
+from router.flight import Flight
+from router.interrupt import Interrupt
+from router.ledger import Key
+from router.metrics import RouterMetrics
+from stoker.v1 import inference_pb2, worker_link_pb2
+from stoker_common import status
+from stoker_common.clock import Clock
+from stoker_common.refusal import Code, unavailable
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 0.5
+
+
+class ReservationMetrics:
+    """What reservations count."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.held = Gauge("stoker_router_reservations", "Streams reserved on servers for clients.", registry=registry)
+        self.ended = Counter(
+            "stoker_router_reservations_ended",
+            "Reservations by how they ended: ok, failed, cancelled, lost, expired, released.",
+            ("how",),
+            registry=registry,
+        )
+
+
+@dataclass(slots=True)
+class Reservation:
+    """One, held by `stack`: leaving it gives everything back."""
+
+    id: bytes
+    endpoint: Endpoint
+    flight: Flight
+    dispatch: Dispatch
+    interrupt: Interrupt
+    stack: ExitStack
+    until_s: float
+
+    @property
+    def key(self) -> Key:
+        """The server and its epoch."""
+        return self.endpoint.server, self.endpoint.epoch
+
+
+class Reservations:
+    """All of a router. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        lease_s: float,
+        clock: Clock,
+        metrics: RouterMetrics,
+        counts: ReservationMetrics,
+        transport: Transport,
+    ) -> None:
+        self._lease_s = lease_s
+        self._clock = clock
+        self._metrics = metrics
+        self._counts = counts
+        self._transport = transport
+        self._held: dict[bytes, Reservation] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def run(self) -> None:
+        """Let go of what nobody speaks of any more, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            self.lapse()
+
+    def hold(self, reservation: Reservation) -> None:
+        """From now on it waits for news."""
+        reservation.until_s = self._clock() + self._lease_s
+        self._held[reservation.id] = reservation
+        self._counts.held.inc()
+        self._transport.want(reservation.endpoint)
+        # An operator empties the server: its client is told through it.
+        reservation.interrupt.bind(
+            lambda error: self._transport.move(reservation.endpoint, reservation.id, error.refusal.message)
+        )
+
+    def news(self, endpoint: Endpoint, news: worker_link_pb2.DirectStream) -> None:
+        """A server said what became of a stream. It is ignored where that is not held, or is another server's."""
+        held = self._held.get(news.reservation)
+        if held is None or held.key != (endpoint.server, endpoint.epoch):
+            return
+        held.until_s = self._clock() + self._lease_s
+        if news.HasField("error"):
+            refusal = status.from_rpc_status(news.error.status)
+            if refusal.code is Code.CANCELLED:
+                self._settle(held, "cancelled")
+            else:
+                self._failed(held, endpoint_error(refusal, endpoint, cut=False))
+            return
+        if news.part:
+            self._part(held, inference_pb2.GenerateStreamResponse.FromString(news.part))
+        if news.last:
+            self._settle(held, "ok")
+
+    def told(self, reservation: bytes, code: int, message: str, *, unreachable: bool) -> EndpointError | None:
+        """Its client said that it came to nothing. What that says of its server; None if it is not held any more:
+        then the server has said so, or it has lapsed."""
+        held = self._held.get(reservation)
+        if held is None:
+            return None
+        where = f"server {held.endpoint.server} at {held.endpoint.address} in {held.endpoint.zone}"
+        if unreachable or code in (0, Code.CANCELLED.value):
+            # The way between them may be cut, or was never there.
+            self._settle(held, "released")
+            text = f"{where} was not reached by its client: {message}"
+            return EndpointError(Fault.LINK, unavailable(text, reason="SERVER_UNREACHABLE"))
+        error = EndpointError(
+            Fault.MOVED if held.interrupt.error is not None else Fault.SERVER,
+            unavailable(f"{where} failed, says its client: {message}", reason="SERVER_FAILED"),
+        )
+        self._failed(held, error)
+        return error
+
+    def lost(self, key: Key) -> None:
+        """The link to a server broke: nobody tells any more what becomes of its streams, and they may live on."""
+        for held in [each for each in self._held.values() if each.key == key]:
+            self._settle(held, "lost")
+
+    def lapse(self) -> None:
+        """Release those of which nobody has said anything for too long."""
+        now_s = self._clock()
+        for held in [each for each in self._held.values() if now_s > each.until_s]:
+            self._settle(held, "expired")
+
+    def _part(self, held: Reservation, part: inference_pb2.GenerateStreamResponse) -> None:
+        flight = held.flight
+        if part.HasField("started"):
+            # It tells of the first token, and of no other.
+            part.deltas.add()
+            flight.first_token_s = flight.last_token_s = self._clock()
+        held.dispatch.received(part)
+        if part.HasField("finished"):
+            flight.tokens = flight.tries[-1].tokens = part.finished.usage.completion_tokens
+            flight.last_token_s = self._clock()
+            held.dispatch.finished(part)
+
+    def _failed(self, held: Reservation, error: EndpointError) -> None:
+        if held.interrupt.error is not None:
+            error = EndpointError(Fault.MOVED, error.refusal)
+        held.flight.outcome = error.refusal.code.name.lower()
+        self._settle(held, "failed", error)
+
+    def _settle(self, held: Reservation, how: str, error: EndpointError | None = None) -> None:
+        del self._held[held.id]
+        self._counts.held.dec()
+        self._counts.ended.labels(how).inc()
+        if how == "ok":
+            held.flight.outcome = "ok"
+        held.stack.__exit__(type(error) if error else None, error, None)
+        self._metrics.observe(held.flight)
+        log.info("request", extra={**held.flight.summary(), "direct": how})
