@@ -49,6 +49,11 @@ class EndpointError(Exception):
         self.fault = fault
         self.refusal = refusal
 
+    @property
+    def suspicion(self) -> bool:
+        """Whether the endpoint may be well all the same: its link broke, or its engine was only slow."""
+        return self.fault is Fault.LINK or self.refusal.reason == "SERVER_STUCK"
+
 
 def endpoint_error(refusal: Refusal, endpoint: Endpoint, *, cut: bool) -> EndpointError:
     """What an attempt that ended with `refusal` says of its endpoint. `cut`: whether it cannot be reached any more."""

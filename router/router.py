@@ -195,7 +195,8 @@ class Router:
         Before the first part, a failed request is sent elsewhere as it is; after it, as what is still to come.
         """
         tried: set[Key] = set()
-        # Full, draining or in maintenance: not to be asked again while there are others, but no way to be ruled out.
+        # Not to be asked again while there are others, but no way to be ruled out: what was full, draining or in
+        # maintenance, and what the stream was moved off by suspicion after it had got on there.
         willing_later: set[Key] = set()
         asked, counted = generation, 0
         failure: EndpointError | None = None
@@ -229,6 +230,8 @@ class Router:
                         self._admission.rooms.overloaded(key, error.refusal.retry_after_s)
                 elif error.fault is Fault.MOVED:
                     tried.discard(key)
+                elif error.suspicion and flight.tries[-1].tokens:
+                    willing_later.add(key)  # each return needs tokens of the last stay, so this ends
                 counted += error.fault not in (Fault.LINK, Fault.MOVED)
                 self._metrics.failovers.labels(
                     error.fault.value, "resume" if flight.transcript.started else "retry"

@@ -19,7 +19,7 @@ from model_server.engine import (
     EngineRequest,
     ResumeMode,
 )
-from model_server.engines import vllm_api, vllm_resume
+from model_server.engines import vllm_api, vllm_resume, vllm_warmup
 from model_server.engines.vllm_output import EngineFailed, engine_output
 from model_server.engines.vllm_prompt import PromptEncoder
 from model_server.engines.vllm_refusal import refusal
@@ -93,6 +93,8 @@ class VllmEngine:
             exact_modes=vllm_resume.exact(modes, on_cpu=settings.on_cpu, dtype=facts.numerics.get("dtype", "")),
             sleeps=facts.sleeps,
         )
+        if not settings.on_cpu:  # where nothing is compiled at first use
+            await vllm_warmup.warm_up(self)
 
     @property
     def info(self) -> EngineInfo:

@@ -180,6 +180,12 @@ async def test_a_real_answer(run: Runner) -> None:
     assert outputs[0].queue_ms is not None
 
 
+async def test_every_kind_that_is_warmed_up_is_one_that_it_takes(run: Runner) -> None:
+    from model_server.engines.vllm_warmup import warm_up
+
+    assert await warm_up(run.engine) == ()
+
+
 async def test_info_is_the_engines_own(run: Runner) -> None:
     info = run.engine.info
     assert (info.engine, info.model) == ("vllm", MODEL.name)

@@ -262,6 +262,66 @@ async def test_a_broken_stream_goes_on_elsewhere_and_the_client_sees_one_stream(
     bench.assert_nothing_in_flight()
 
 
+class Turns(Scripted):
+    """Every attempt goes on with the answer of ten tokens, with so many of them, and then fails as told."""
+
+    def __init__(self, error: EndpointError, *tokens: int) -> None:
+        super().__init__()
+        self._error, self._tokens = error, list(tokens)
+
+    async def attempt(
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
+    ) -> AsyncGenerator[Part, None]:
+        state = generation.resume
+        received = len(state.outputs[0].token_ids) if state.outputs else 0
+        count = self._tokens.pop(0)
+        whole = [token(number) for number in range(received + 1, received + count + 1)]
+        of = resuming(endpoint)
+        self.scripts[endpoint.server] = [started(of), *whole, finished(10) if received + count == 10 else self._error]
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+            async for part in parts:
+                yield part
+
+
+async def gives_up(bench: Bench, asked: int) -> Refusal:
+    """How the stream ends that has asked so many and waited for another as long as it may."""
+    refused = asyncio.ensure_future(bench.refused())
+    await until(lambda: len(bench.transport.closed) == asked)
+    bench.clock.advance(11.0)
+    return await refused
+
+
+STUCK = EndpointError(Fault.SERVER, unavailable("stands still", reason="SERVER_STUCK"))
+
+
+@pytest.mark.parametrize("error", [STUCK, fault(Fault.LINK)], ids=["stuck", "link"])
+async def test_a_stream_returns_to_a_server_that_was_only_suspected_when_no_other_is_left(error: EndpointError) -> None:
+    transport = Turns(error, 2, 3, 4, 1)
+    bench = Bench(transport, resuming(A1), resuming(A2))
+    response = await bench.ask()
+    assert list(response.outputs[0].token_ids) == list(range(1, 11))
+    assert transport.asked == ["a-1", "a-2", "a-1", "a-2"] or transport.asked == ["a-2", "a-1", "a-2", "a-1"]
+    bench.assert_nothing_in_flight()
+
+
+async def test_it_does_not_return_to_one_where_it_got_nothing() -> None:
+    transport = Turns(STUCK, 2, 0, 0)
+    refusal = await gives_up(Bench(transport, resuming(A1), resuming(A2)), 3)
+    assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "SERVER_STUCK")
+    assert len(transport.asked) == 3, "back to the first, where it had got on, and no further"
+
+
+async def test_it_never_returns_to_one_that_failed() -> None:
+    transport = Turns(fault(Fault.SERVER), 2, 3)
+    refusal = await gives_up(Bench(transport, resuming(A1), resuming(A2)), 2)
+    assert (refusal.code, len(transport.asked)) == (Code.UNAVAILABLE, 2)
+
+
 @pytest.mark.parametrize(
     ("modes", "numerics_class", "sampling", "mode", "exactness"),
     [

@@ -79,7 +79,8 @@ class FakeTransport:
 
     def __init__(self) -> None:
         self.servers: dict[Key, Server] = {}
-        self.asked: dict[str, list[tuple[Key, Fault | None]]] = {}
+        # And whether it may be asked again.
+        self.asked: dict[str, list[tuple[Key, bool]]] = {}
         self.on_link: OnLink = lambda of, state: None
 
     async def attempt(
@@ -92,10 +93,9 @@ class FakeTransport:
     ) -> AsyncGenerator[Part, None]:
         where, loop = key(endpoint), asyncio.get_running_loop()
         asked = self.asked.setdefault(generation.request_id, [])
-        # Never where it has failed, unless that was only busy.
-        assert not [fault for before, fault in asked if before == where and fault is not Fault.BUSY], asked
-        place = len(asked)
-        asked.append((where, None))
+        assert all(again for before, again in asked if before == where), asked
+        place, got_on = len(asked), False
+        asked.append((where, False))
         server = self.servers[where]
         broken: asyncio.Future[None] = loop.create_future()
         server.running[broken] = broken
@@ -118,9 +118,11 @@ class FakeTransport:
                     raise EndpointError(Fault.CALLER, deadline_exceeded("too late"))
                 if server.failing and message.deltas:
                     raise EndpointError(Fault.SERVER, unavailable("it fails"))
+                got_on = got_on or bool(message.deltas)
                 yield Part(message.SerializeToString(), message)
         except EndpointError as error:
-            asked[place] = (where, error.fault)
+            # Where it failed never; where it was only busy, or was suspected after the stream had got on there.
+            asked[place] = (where, error.fault is Fault.BUSY or (got_on and error.suspicion))
             raise
         finally:
             del server.running[broken]
@@ -439,13 +441,14 @@ class Faults(RuleBasedStateMachine):
             self.judge(ask, refusal)
 
     def judge(self, ask: Ask, refusal: Refusal) -> None:
-        """No accepted stream fails while a server that it has not tried could have gone on with it all the time."""
+        """No accepted stream fails while a server that it may ask could have gone on with it all the time."""
         now_s = self.loop.time()
         if refusal.code is Code.DEADLINE_EXCEEDED or not ask.received:
             return
         if ask.deadline_s is not None and now_s >= ask.deadline_s - 1e-6:
             return
-        tried = {where for where, fault in self.transport.asked.get(f"r{ask.number}", []) if fault is not Fault.BUSY}
+        asked = self.transport.asked.get(f"r{ask.number}", [])
+        tried = {where for where, again in asked if not again}
         for server in self.servers.values():
             since_s = server.capable_since_s
             untried = key(server.endpoint) not in tried
