@@ -1,6 +1,6 @@
 """What a router says of what it sees: status, models, and the price of a request on every server."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -125,7 +125,7 @@ class Report:
         state = breakers.state(member.key)
         ejected_for_s = breakers.ejected_for_s(member.key)
         return router_pb2.EndpointStatus(
-            endpoint=endpoint_to_proto(member.endpoint),
+            endpoint=endpoint_to_proto(replace(member.endpoint, load=account.load)),
             catalog_state=_CATALOG_STATE[member.catalog_state],
             breaker=_BREAKER[state],
             ejected_for=seconds(ejected_for_s) if state is BreakerState.EJECTED else None,

@@ -4,13 +4,14 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from stoker.v1 import router_pb2
+from stoker.v1 import pick_pb2, router_pb2
 from stoker_client.cli.printing import console, print_message, table
 from stoker_client.cli.session import client_settings, common_flags, connected, model_of, run
 from stoker_client.config import ClientSettings
 from stoker_client.options import Options, Turn
 
-TERMS = ("ready", "queue", "prefill", "decode", "zone", "total")
+# Always shown; other terms where they count for any server.
+USUAL = ("ready", "queue", "prefill", "decode", "zone")
 
 
 @click.command()
@@ -60,13 +61,21 @@ def costs_table(priced: router_pb2.ExplainResponse) -> Table:
     tokens = f"{priced.prompt_tokens} tokens in, {priced.expected_output_tokens} out expected"
     excluded = any(candidate.excluded_by for candidate in priced.candidates)
     last = "excluded by" if excluded else ""
-    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), (*TERMS, "cached"), last)
+    terms = (*_terms(priced), "total")
+    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), (*terms, "cached"), last)
     for candidate in priced.candidates:
         style = "bold green" if candidate.server == priced.chosen else "dim" if candidate.excluded_by else ""
-        cost = candidate.cost
-        terms = (cost.ready_ms, cost.queue_ms, cost.prefill_ms, cost.decode_ms, cost.zone_ms, cost.total_ms)
-        shown = [f"{term:.2f}" for term in terms] if candidate.HasField("cost") else ["-"] * len(terms)
+        shown = ["-"] * len(terms)
+        if candidate.HasField("cost"):
+            shown = [f"{getattr(candidate.cost, f'{term}_ms'):.2f}" for term in terms]
         cached = str(candidate.cached_tokens)
         why = (escape(candidate.excluded_by),) if excluded else ()
         shown_terms.add_row(escape(candidate.server), escape(candidate.zone), *shown, cached, *why, style=style)
     return shown_terms
+
+
+def _terms(priced: router_pb2.ExplainResponse) -> list[str]:
+    """The terms to show, so that they sum up to the total."""
+    known = [field.removesuffix("_ms") for field in pick_pb2.Cost.DESCRIPTOR.fields_by_name if field != "total_ms"]
+    counting = {term for term in known for each in priced.candidates if getattr(each.cost, f"{term}_ms")}
+    return [term for term in known if term in USUAL or term in counting]

@@ -21,8 +21,8 @@ def last_lines(log: Path, count: int) -> list[str]:
 
 def activity(log: Path) -> str:
     """What the process last said it does: the message of one of our JSON lines, or another line that is not indented
-    (those are code and tracebacks)."""
-    lines = [line for line in last_lines(log, 20) if not line[0].isspace()]
+    (those are code and tracebacks) and has a word."""
+    lines = [line for line in last_lines(log, 20) if not line[0].isspace() and any(map(str.isalnum, line))]
     if not lines:
         return ""
     try:

@@ -506,7 +506,9 @@ class EndpointStatus(_message.Message):
     """The share of its places that may be taken, in [0, 1]: below 1 soon after its return."""
     @_builtins.property
     def endpoint(self) -> _endpoint_pb2.Endpoint:
-        """Its record, as the catalog has it: load in coarse steps."""
+        """Its record, as the catalog has it, with the load that it reported last: over its link where that is up, else in the
+        catalog's coarse steps.
+        """
 
     @_builtins.property
     def ejected_for(self) -> _duration_pb2.Duration:

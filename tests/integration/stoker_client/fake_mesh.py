@@ -12,6 +12,7 @@ from stoker.v1 import (
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    pick_pb2,
     router_pb2,
     router_pb2_grpc,
 )
@@ -70,7 +71,8 @@ class FakeRouter:
         """One candidate and one that is excluded."""
         self._note(request, context)
         answer = router_pb2.ExplainResponse(chosen="s1", prompt_tokens=3)
-        answer.candidates.add(server="s1", zone="zone-a").cost.total_ms = 1.25
+        cost = pick_pb2.Cost(prefill_ms=0.5, ramp_ms=0.75, total_ms=1.25)
+        answer.candidates.add(server="s1", zone="zone-a", cost=cost)
         answer.candidates.add(server="s2", zone="zone-b", excluded_by="ejected [for 30 s]")
         return answer
 

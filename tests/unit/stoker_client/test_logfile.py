@@ -18,7 +18,13 @@ def test_last_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [('{"message": "loading weights", "level": "info"}', "loading weights"), ("plain", "plain"), ("3", "3"), ("", "")],
+    [
+        ('{"message": "loading weights", "level": "info"}', "loading weights"),
+        ("plain", "plain"),
+        ("3", "3"),
+        ('"', "before"),
+        ("", ""),
+    ],
 )
 def test_activity(tmp_path: Path, line: str, says: str) -> None:
     log = tmp_path / "x.log"
