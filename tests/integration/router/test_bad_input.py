@@ -1,7 +1,9 @@
 """What callers get wrong, sent to a router and to a server: the right status, a message that says which field and what
 would be right, and a server that goes on serving."""
 
+import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -11,8 +13,9 @@ import pytest_asyncio
 
 from stoker.v1 import generation_pb2, inference_pb2
 from tests.fakes.fleet import MODEL
-from tests.fakes.inference import channel_to, error_details, generation, unary
+from tests.fakes.inference import channel_to, error_details, generation, stream, unary
 from tests.fakes.mesh import Mesh, mesh
+from tests.fakes.until import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -178,6 +181,39 @@ async def test_a_message_of_100_mb_is_refused_by_its_size(up: Mesh, address: str
     error = await refused(address, UNARY, generation_of(field(2, b"x" * (100 << 20))), timeout=30.0)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert str(16 << 20) in (error.details() or "")
+    await still_serves(up)
+
+
+# After so long without a beat a router calls its server dead (DESIGN.md section 6).
+SILENCE_S = 2.0
+
+
+async def test_nobody_elses_stream_is_held_up_by_any_of_it(up: Mesh, address: str) -> None:
+    bad = [inference_pb2.GenerateStreamRequest(generation=asked).SerializeToString() for asked, _, _ in CASES]
+    bad += [data() for _, data in GARBAGE]
+    bad.append(generation_of(field(2, b"x" * (100 << 20))))
+    longest_s, sent = 0.0, asyncio.Event()
+
+    async def listen() -> None:
+        nonlocal longest_s
+        async with channel_to(address) as channel:
+            call = stream(channel, generation(max_tokens=8000, ignore_eos=True))
+            await call.read()
+            last_s = time.monotonic()
+            while not sent.is_set():
+                assert await call.read() is not grpc.aio.EOF, "it ended before all bad requests were answered"
+                now_s = time.monotonic()
+                longest_s, last_s = max(longest_s, now_s - last_s), now_s
+            call.cancel()
+
+    async with asyncio.TaskGroup() as tasks:
+        listening = tasks.create_task(listen())
+        await until(lambda: len(up.servers[0].server.in_flight) > 0)
+        await asyncio.gather(*(refused(address, STREAM, data, timeout=30.0) for data in bad))
+        sent.set()
+        await listening
+    assert longest_s < SILENCE_S
+    await until(up.idle)
     await still_serves(up)
 
 

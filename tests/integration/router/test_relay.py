@@ -104,6 +104,26 @@ async def test_what_is_not_there_yet_says_so(method: str) -> None:
         assert method in (caught.value.details() or "")
 
 
+async def test_status_shows_the_load_of_this_moment() -> None:
+    """Not the catalog's, which may be 15 s old: somebody would look for streams that ended long ago."""
+    async with mesh(zones=("zone-a",)) as up, channel_to(up.address) as channel:
+        asked = router_pb2_grpc.RouterServiceStub(channel)
+
+        async def until_running(count: int) -> None:
+            async with asyncio.timeout(5.0):
+                while True:
+                    status: router_pb2.StatusResponse = await asked.Status(router_pb2.StatusRequest())
+                    if status.zones[0].endpoints[0].endpoint.load.running == count:
+                        return
+                    await asyncio.sleep(0.01)
+
+        call = stream(channel, generation(max_tokens=5000))
+        await call.read()
+        await until_running(1)
+        call.cancel()
+        await until_running(0)
+
+
 async def test_a_killed_servers_requests_go_to_the_other_zone() -> None:
     async with mesh() as up, channel_to(up.address) as channel:
         assert (await unary(channel, generation(max_tokens=1))).started.zone == "zone-a"
@@ -155,8 +175,13 @@ async def test_an_operators_maintenance_takes_a_server_out_within_a_second_and_b
         assert await servers() == {"zone-a-0", "zone-a-1"}
 
 
+def open_calls() -> int:
+    """The gRPC calls of this process, on either side of which somebody still waits for something."""
+    return sum(isinstance(each, grpc.aio.Call) and not each.done() for each in gc.get_objects())
+
+
 async def test_200_streams_over_8_servers_leave_nothing_behind() -> None:
-    """None fails, some are cancelled at a random moment, and then every counter, task and descriptor is as before."""
+    """None fails, some are cancelled at a random moment, then counters, tasks, calls and descriptors are as before."""
     rng = random.Random(7)
     process = psutil.Process()
 
@@ -169,7 +194,7 @@ async def test_200_streams_over_8_servers_leave_nothing_behind() -> None:
                 ) as parts:
                     assert [part async for part in parts]
         await until(lambda: all(each.server.attached_routers == len(up.routers) for each in up.servers))
-        tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
+        tasks, calls, descriptors = len(asyncio.all_tasks()), open_calls(), process.num_fds()
 
         async def one(channel: grpc.aio.Channel, i: int) -> str:
             call = stream(channel, generation(f"prompt number {i} " * rng.randint(1, 30), max_tokens=60))
@@ -192,6 +217,7 @@ async def test_200_streams_over_8_servers_leave_nothing_behind() -> None:
         await until(up.idle, within_s=10.0)
         gc.collect()
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        await until(lambda: open_calls() <= calls)
         await until(lambda: process.num_fds() <= descriptors)
 
 
