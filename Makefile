@@ -10,7 +10,7 @@ CODE := $(wildcard discovery router model_server stoker_common stoker_client tes
 # Without byte code, importing vLLM takes 15 s each time instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo up down test test-unit test-fast chaos chaos-long bench bench-peers check format proto proto-check proto-breaking proto-release docs lock clean clean-all
+.PHONY: help setup demo up down test test-unit test-fast chaos chaos-long bench bench-peers bench-routing check format proto proto-check proto-breaking proto-release docs lock clean clean-all
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: setup ## What a relayed token costs, beside the peers in one run: ~9 minu
 
 bench-peers: setup ## Install the peers for `make bench`, Locust and matplotlib, into .cache/peers
 	@deploy/setup/peers.sh
+
+bench-routing: setup ## Routing policies on simulated servers; ARGS="--trace FILE --write" also writes docs/routing.md; about 15 minutes
+	@$(VENV)/python -m bench.routing $(ARGS)
 
 check: setup ## The gate before a merge: lint, format, types, imports, generated code, wire format
 	$(VENV)/ruff check

@@ -1,0 +1,1 @@
+"""How well requests are routed, on simulated servers and virtual time. `python -m bench.routing --help`."""

@@ -1,0 +1,200 @@
+"""A Stoker router process on virtual time: the router's own policy, ledger, breakers, queue and what it learns.
+
+What is left out of the router here is its I/O: gRPC, the catalog's watcher, and the asyncio around its queue
+(router/admission.py), whose rules, order and verdicts are these.
+"""
+
+import random
+from types import MappingProxyType
+
+from bench.routing.job import Flight
+from bench.routing.mesh import ZONE_S, Mesh
+from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
+from discovery.endpoint import Load
+from router.admission import AdmissionRules
+from router.ejection import Breakers, EjectionRules
+from router.learned import Learned
+from router.ledger import NOTHING, Booking, Key, Ledger
+from router.policy import Chosen, Conditions, Policy
+from router.request import Request
+from router.room import RoomRules, Rooms
+from router.scorers import Rates
+from router.sessions import Sessions
+from router.sizing import Sizing
+from router.snapshot import NOBODY, Snapshot, build
+from router.verdict import Prospect, may_wait
+from router.waiting import Place, Waiting
+from router.ways import Ways
+from stoker.v1 import generation_pb2
+
+EPOCH = "1"
+
+
+class StokerProcess:
+    """One router process."""
+
+    def __init__(self, mesh: Mesh, place: int) -> None:
+        self._mesh = mesh
+        clock = mesh.timeline
+        self._rng = random.Random(mesh.rng.random())
+        self.learned = Learned(
+            ledger=Ledger(clock),
+            breakers=Breakers(EjectionRules(), clock, self._rng),
+            sessions=Sessions(100_000),
+            sizing=Sizing(),
+            ways=Ways(),
+        )
+        self._rooms = Rooms(RoomRules(), self.learned.ledger, clock)
+        self._policy = Policy(mesh.workload.home, Rates())
+        self._rules = AdmissionRules()
+        self._queues: dict[str, Waiting[Flight]] = {}
+        self._places: dict[int, Place[Flight]] = {}
+        self._bookings: dict[int, tuple[Booking, Chosen]] = {}
+        self._tried: dict[int, set[Key]] = {}
+        self._draining = False
+        self._snapshot = Snapshot()
+        self.changed()
+        self.learned.ledger.listen(self._room)
+
+    def submit(self, flight: Flight) -> None:
+        """A request came, or goes on elsewhere: then it does not queue."""
+        again = flight.attempts > 0
+        queue = self._queues.setdefault(flight.job.model, Waiting())
+        if again or not len(queue):
+            chosen = self._choose(flight, crowd=again)
+            if chosen is not None:
+                self._dispatch(flight, chosen)
+                return
+        if again:  # held until there is a server
+            self._mesh.timeline.after(0.2, lambda: self.submit(flight))
+            return
+        prospect = self._prospect(flight, queue)
+        if may_wait(prospect, self._rules.queue_length, flight.job.model) is not None:
+            self._mesh.reject(flight)
+            return
+        now_s = self._mesh.timeline.now_s
+        queue.add(0, None, now_s, flight)
+
+    def first(self, flight: Flight) -> None:
+        """Its first token came."""
+        booking, chosen = self._bookings[flight.job.number]
+        booking.first_token()
+        key, now_s = (flight.server, EPOCH), self._mesh.timeline.now_s
+        cost = chosen.candidate.cost
+        self.learned.breakers.answered(key, flight.dispatched_s)
+        waited_ms = (now_s - flight.dispatched_s) * 1e3
+        self.learned.breakers.timed(key, waited_ms, cost.total_ms - cost.decode_ms, flight.dispatched_s)
+        self.learned.sessions.correct(flight.job.session, key, flight.cached_tokens)
+        # A server's first answer to a request carries its load.
+        server = self._mesh.servers[flight.server]
+        if server.alive:
+            self.learned.ledger.report(key, server.load())
+
+    def ended(self, flight: Flight) -> None:
+        """Its last token came."""
+        booking, chosen = self._bookings.pop(flight.job.number)
+        self._tried.pop(flight.job.number, None)
+        job, key, now_s = flight.job, (flight.server, EPOCH), self._mesh.timeline.now_s
+        self.learned.breakers.succeeded(key, flight.dispatched_s)
+        self.learned.sizing.observe_output(_generation(job.model), job.output_tokens)
+        self.learned.services.observe(job.model, now_s - flight.dispatched_s, job.output_tokens)
+        self.learned.sessions.left(job.session, key, job.prompt_tokens + job.output_tokens)
+        zone = chosen.candidate.holder.member.endpoint.zone
+        way_ms = 0.0 if zone == self._mesh.workload.home else 2e3 * ZONE_S
+        self.learned.ways.observe(zone, way_ms, 0.0)
+        booking.close()
+
+    def failed(self, flight: Flight, server: str) -> None:
+        """Its link to the server is silent."""
+        entry = self._bookings.pop(flight.job.number, None)
+        key = (server, EPOCH)
+        self._tried.setdefault(flight.job.number, set()).add(key)
+        self.learned.breakers.lost(key)
+        if entry is not None:
+            entry[0].close()
+
+    def reported(self, server: str, load: Load) -> None:
+        """Over its link."""
+        self.learned.ledger.report((server, EPOCH), load)
+
+    def changed(self) -> None:
+        """The catalog's view, as it is now."""
+        zones: dict[str, dict[str, CatalogEntry]] = {}
+        for server in self._mesh.servers.values():
+            if server.alive:
+                zone = zones.setdefault(server.spec.zone, {})
+                zone[server.spec.name] = CatalogEntry(server.endpoint(), CatalogState.PASSING)
+        now_s = self._mesh.timeline.now_s
+        view = CatalogView(
+            MappingProxyType({name: ZoneView(name, MappingProxyType(zone), now_s) for name, zone in zones.items()})
+        )
+        self._snapshot = build(view, frozenset())
+        self.learned.breakers.keep({key: each.endpoint.zone for key, each in self._snapshot.members.items()})
+        self.learned.ledger.keep(self._snapshot.members)
+
+    def _choose(self, flight: Flight, *, crowd: bool = False) -> Chosen | None:
+        job, learned = flight.job, self.learned
+        request = Request(
+            request_id=str(job.number),
+            model=job.model,
+            prompt_tokens=job.prompt_tokens + flight.emitted,
+            expected_output_tokens=learned.sizing.output_tokens(_generation(job.model)),
+            session=job.session,
+        )
+        conditions = Conditions(
+            accounts=learned.ledger.accounts,
+            breakers=learned.breakers,
+            held=learned.sessions.held(job.session),
+            ways_ms=learned.ways.ms,
+            now_s=self._mesh.timeline.now_s,
+            rooms=None if crowd else self._rooms,
+        )
+        tried = self._tried.get(job.number, ())
+        return self._policy.choose(request, self._snapshot, tried, conditions, self._rng)
+
+    def _dispatch(self, flight: Flight, chosen: Chosen) -> None:
+        cost, key = chosen.candidate.cost, chosen.candidate.holder.member.key
+        computed = flight.job.prompt_tokens + flight.emitted - cost.cached_tokens
+        self._bookings[flight.job.number] = (self.learned.ledger.book(key, computed), chosen)
+        self.learned.breakers.dispatched(key)
+        flight.predicted_ms = cost.total_ms - cost.decode_ms
+        self._mesh.dispatch(flight, key[0])
+
+    def _room(self) -> None:
+        """Some server may have more room: whoever is first looks."""
+        if self._draining:
+            return
+        self._draining = True
+        for queue in self._queues.values():
+            while queue.first is not None:
+                place = queue.first
+                chosen = self._choose(place.who)
+                if chosen is None:
+                    break
+                queue.remove(place)
+                place.who.queued_s = self._mesh.timeline.now_s - place.since_s
+                self._dispatch(place.who, chosen)
+        self._draining = False
+
+    def _prospect(self, flight: Flight, queue: Waiting[Flight]) -> Prospect:
+        accounts, services = self.learned.ledger.accounts, self.learned.services
+        holders = self._snapshot.holders.get(flight.job.model, NOBODY).by_key
+        running = sum(accounts.get(key, NOTHING).own_streams for key in holders)
+        request_s = services.request_s(flight.job.model)
+        return Prospect(
+            ahead=len(queue),
+            queued=len(queue),
+            turn_s=request_s / running if running and request_s is not None else None,
+            service_s=None,
+            remaining_s=None,
+        )
+
+
+_GENERATIONS: dict[str, generation_pb2.Generation] = {}
+
+
+def _generation(model: str) -> generation_pb2.Generation:
+    """What a request says of its lengths: nothing, as most do."""
+    if model not in _GENERATIONS:
+        _GENERATIONS[model] = generation_pb2.Generation(model=model)
+    return _GENERATIONS[model]
