@@ -172,7 +172,7 @@ class Router:
         if generation.HasField("resume"):
             flight.transcript = Transcript.of(generation.resume)
             tried |= self._avoided(generation.resume.servers_tried)
-            chosen, asked = await self._choose_resume(request, generation, flight, tried, set(), failure, deadline_s)
+            chosen, asked = await self._choose_resume(request, generation, flight, tried, set(), None, deadline_s)
         else:
             ask = Ask(request, generation.priority, deadline_s, tried)
             if servers_tried and failure is None:

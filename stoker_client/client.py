@@ -5,7 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
-from typing import Self, TypedDict, TypeVar, Unpack
+from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 import grpc
 from opentelemetry import trace
@@ -23,12 +23,14 @@ from stoker.v1 import (
 )
 from stoker_client.addresses import Addresses, unreachable, worth_another_address
 from stoker_client.call import Deadline, Metadata, raising_stoker_error
+from stoker_client.direct import DirectRouters, Mode
 from stoker_client.errors import StokerError
 from stoker_client.generation import build
 from stoker_client.options import Options, Turn
-from stoker_client.peer import LinkUse, Peer
-from stoker_client.relay import HOLD_S, ResumeRules, relayed
+from stoker_client.peer import OF_SERVERS, LinkUse, Peer
+from stoker_client.relay import HOLD_S, ResumeRules, Routers, relayed
 from stoker_client.results import Chunk, Completion
+from stoker_client.servers import Servers
 from stoker_client.sources import source
 from stoker_client.stream import Stream
 from stoker_common import tracing
@@ -47,6 +49,7 @@ class Settings(TypedDict, total=False):
     connect_timeout_s: float
     resume_within_s: float
     tracer: trace.Tracer | None
+    mode: Literal["auto", "direct", "relay"]
 
 
 class Client:
@@ -71,17 +74,22 @@ class Client:
         connect_timeout_s: float = 5.0,
         resume_within_s: float = HOLD_S,
         tracer: trace.Tracer | None = None,
+        mode: Literal["auto", "direct", "relay"] = "relay",
     ) -> None:
         """`timeout_s` bounds a whole call unless the call says otherwise (None: no bound); `connect_timeout_s` what one
         address may take to connect before the next one's turn; `resume_within_s` how long a router is looked for to go
         on with an answer, since its last part came. `tracer` makes a span for each call, by default the one that the
-        application has set up for OpenTelemetry, if it has."""
+        application has set up for OpenTelemetry, if it has. `mode`: whether answers come through routers (`relay`),
+        from the servers that routers name (`direct`), or from servers where they can be reached and else through
+        routers (`auto`): docs/adr/0108. In each, another one goes on with what one can no longer answer."""
         forms = [addresses] if isinstance(addresses, str) else list(addresses)
         if not forms:
             raise ValueError("a client needs at least one address, host:port")
         self._rng = random.Random()
         self._hello = worker_link_pb2.Hello(link_version=VERSION, router=f"client-{uuid.uuid4().hex[:12]}", client=True)
         self._addresses = Addresses([source(form) for form in forms], connect_timeout_s, self._router)
+        self._servers = Servers(self._server)
+        self._mode = Mode(mode)
         self._rules = ResumeRules(resume_within_s)
         self._timeout_s = timeout_s
         self._tracer = tracer or trace.get_tracer("stoker_client")
@@ -173,6 +181,9 @@ class Client:
             ),
         )
 
+    def _server(self, address: str) -> Peer:
+        return Peer(address, self._hello, OF_SERVERS, Backoff(self._rng, 0.1, 2.0))
+
     def _router(self, address: str) -> Peer:
         return Peer(address, self._hello, LinkUse(), Backoff(self._rng, 0.1, 2.0))
 
@@ -214,7 +225,10 @@ class Client:
         """The parts of the answer, through as many routers as it takes."""
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
         with self._traced(name) as metadata:
-            answer = relayed(self._addresses, generation, metadata, deadline, rules=self._rules, rng=self._rng)
+            routers: Routers = self._addresses
+            if self._mode is not Mode.RELAY:
+                routers = DirectRouters(self._addresses, self._servers, self._mode)
+            answer = relayed(routers, generation, metadata, deadline, rules=self._rules, rng=self._rng)
             async with aclosing(answer) as parts:
                 async for part in parts:
                     yield part
@@ -236,6 +250,7 @@ class Client:
 
     async def close(self) -> None:
         """Close the channels. Calls that still run fail with CANCELLED."""
+        await self._servers.close()
         await self._addresses.close()
 
     async def __aenter__(self) -> "Client":

@@ -1,5 +1,7 @@
 """Settings of the commands that call a mesh: section [client]."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from stoker_common.settings import Settings
@@ -16,6 +18,11 @@ class ClientSettings(Settings):
         f"consul://host:port; none: the local mesh's, else {DEFAULT_ROUTER}",
     )
     model: str = Field(default="", description="The model to ask; none: the only one there is")
+    mode: Literal["auto", "direct", "relay"] = Field(
+        default="relay",
+        description="How answers come: through routers, from servers that routers name, or from servers where they can "
+        "be reached and else through routers (auto)",
+    )
     timeout_s: float = Field(default=300.0, gt=0, description="What a whole call may take, in seconds")
     connect_timeout_s: float = Field(
         default=5.0, gt=0, description="What connecting to one router may take, in seconds"

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc, worker_link_pb2
+from stoker.v1 import (
+    generation_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+    worker_link_pb2,
+)
 from stoker_client.call import Metadata, raising_stoker_error
 from stoker_client.errors import StokerError
 from stoker_common.backoff import Backoff
@@ -30,8 +37,15 @@ class LinkUse:
     idle_s: float = 5.0
     # After an attach that came to nothing: an older router, a proxy that takes no such streams.
     again_s: float = 10.0
+    # How long a stream waits for the link rather than be a call.
+    wait_s: float = 0.0
     # A router has no engine whose steps could be watched.
     rules: LinkRules = field(default_factory=lambda: LinkRules(stalled_s=None))
+
+
+# A server is attached to from the first stream on: its link shows at once when the server is silent, or its engine
+# stands still, as a router's does.
+OF_SERVERS = LinkUse(streams=1, wait_s=0.5, rules=LinkRules())
 
 
 class Peer:
@@ -44,12 +58,13 @@ class Peer:
         self.channel = grpc.aio.insecure_channel(address, options=client_options())
         self._use = use
         self._clock = clock
-        self._in_flight = 0
+        self.in_flight = 0
         self._closed = False
         self._attached: asyncio.Task[None] | None = None
         self._not_before_s = float("-inf")
+        self._news = asyncio.Event()
         self._link = Link(
-            address, f"the peer at {address}", self.channel, hello, use.rules, backoff, clock, _ignore, _ignore
+            address, f"the peer at {address}", self.channel, hello, use.rules, backoff, clock, _ignore, self._changed
         )
 
     @property
@@ -61,16 +76,44 @@ class Peer:
         self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
     ) -> AsyncGenerator[Part, None]:
         """The parts of its answer. Raises StokerError; closing it cancels the request."""
-        self._in_flight += 1
-        if self._in_flight >= self._use.streams:
-            self._attach()
-        way = self._over_link if self.linked else self._by_call
+        self.in_flight += 1
         try:
+            if self.in_flight >= self._use.streams:
+                self._attach()
+                await self._up()
+            way = self._over_link if self.linked else self._by_call
             async with aclosing(way(generation, metadata, timeout_s)) as parts:
                 async for part in parts:
                     yield part
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
+
+    @property
+    def who(self) -> str:
+        """What failures call it."""
+        return f"router {self.address}"
+
+    @property
+    def server(self) -> None:
+        """Where it sends a call shows in the answer."""
+        return None
+
+    async def route(
+        self, request: router_pb2.RouteRequest, metadata: Metadata, timeout_s: float | None
+    ) -> router_pb2.RouteResponse:
+        """A server, reserved by this router. Raises StokerError."""
+        call = router_pb2_grpc.RouterServiceStub(self.channel).Route(request, metadata=metadata, timeout=timeout_s)
+        try:
+            with raising_stoker_error():
+                response: router_pb2.RouteResponse = await call
+                return response
+        finally:
+            call.cancel()
+
+    async def release(self, request: router_pb2.ReleaseRequest, timeout_s: float) -> None:
+        """Give back what this router reserved. Raises StokerError."""
+        with raising_stoker_error():
+            await router_pb2_grpc.RouterServiceStub(self.channel).Release(request, timeout=timeout_s)
 
     async def close(self) -> None:
         """Close it; what runs fails with CANCELLED."""
@@ -129,6 +172,21 @@ class Peer:
         if self._attached is None and not self._closed and self._clock() >= self._not_before_s:
             self._attached = asyncio.get_running_loop().create_task(self._hold(), name=f"link {self.address}")
 
+    def _changed(self, state: LinkState) -> None:
+        self._news.set()
+
+    async def _up(self) -> None:
+        """Wait for the link that is being made, as long as a stream may."""
+        if not self._use.wait_s:
+            return
+        try:
+            async with asyncio.timeout(self._use.wait_s):
+                while self._attached is not None and not self.linked:
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return
+
     async def _hold(self) -> None:
         """One link's life: until it breaks, or has had no streams for a while."""
         # Only a link that was up may be tried again at once.
@@ -142,6 +200,7 @@ class Peer:
                 await asyncio.wait((link,))
         finally:
             self._attached = None
+            self._news.set()
 
     async def _until_idle(self, link: "asyncio.Future[str]") -> None:
         idle_since_s = self._clock()

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from stoker.v1 import generation_pb2
+from stoker.v1 import generation_pb2, inference_pb2
 from stoker_client.call import Deadline, Metadata
 from stoker_client.errors import StokerError
 from stoker_client.story import Part, Story
@@ -22,6 +22,14 @@ class Router(Protocol):
     @property
     def address(self) -> str:
         """Where it is."""
+
+    @property
+    def who(self) -> str:
+        """Who broke, if a call breaks: `router host:port`."""
+
+    @property
+    def server(self) -> inference_pb2.Started | None:
+        """The server that it sent the last call to, where that is known before the answer begins."""
 
     def stream(
         self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
@@ -89,7 +97,7 @@ async def relayed(
                         raise StokerError(Code.UNAVAILABLE, "the stream ended without its last part")
                     except StokerError as error:
                         failure = error
-                        story.broke(error, router.address)
+                        story.broke(error, router.who, router.server)
                         routers.lost(router.address)
                     gained = story.gained
                     if gained:

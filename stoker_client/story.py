@@ -81,22 +81,28 @@ class Story:
         self._gained = self._gained or part.HasField("started") or bool(part.deltas)
         if part.HasField("finished"):
             self._finished = True
-            if self._attempts:
+            # A server that a router picked tells none either.
+            routed = self._started is not None and self._started.HasField("pick") and not part.finished.attempts
+            if self._attempts or routed:
                 told = self._finish(told)
         return told if told.ByteSize() else None
 
-    def broke(self, error: StokerError, router: str) -> None:
-        """A call ended with `error`. Raises what the caller is to be told, if it is not to go on elsewhere."""
+    def broke(self, error: StokerError, who: str, server: inference_pb2.Started | None = None) -> None:
+        """A call to `who` ended with `error`; `server` is where it was sent, if that is known without an answer. Raises
+        what the caller is to be told, if it is not to go on elsewhere."""
         lost = error.code in _LOST and error.reason == error.code.name
+        if server is not None and self._serving is None:
+            self._serving = _Serving(server, self._clock(), self._transcript.tokens)
         if self._started is None:
             if error.code is Code.UNAVAILABLE or (lost and error.code is Code.CANCELLED):
+                self._note(error, who)
                 return
             raise error
         elsewhere = _NOT_HERE_NOW if not self._gained else {Code.UNAVAILABLE}
         if error.reason == "NOT_RESUMABLE" or not (lost or error.code in elsewhere):
             raise error
-        self._note(error, router)
-        told = f"router {router} was lost after {self._transcript.tokens} tokens ({error.message})" if lost else ""
+        self._note(error, who)
+        told = f"{who} was lost after {self._transcript.tokens} tokens ({error.message})" if lost else ""
         if self._generation.on_server_failure == generation_pb2.ON_SERVER_FAILURE_FAIL:
             if not told:
                 raise error
@@ -139,11 +145,11 @@ class Story:
         finished.attempts.extend(attempts)
         return whole
 
-    def _note(self, error: StokerError, router: str) -> None:
+    def _note(self, error: StokerError, who: str) -> None:
         """Book the attempt that ended with `error`. One that told no server left no trace to show."""
         if self._serving is not None:
             attempt = self._attempt(self._serving)
-            attempt.code, attempt.reason = error.code.value, f"router {router}: {error.message}"
+            attempt.code, attempt.reason = error.code.value, f"{who}: {error.message}"
             self._attempts.append(attempt)
             self._serving = None
 

@@ -26,6 +26,11 @@ from stoker_common.fold import Fold
 @click.option("--seed", type=int, help="Seed of this request's random generator.")
 @click.option("--stop", multiple=True, help="A string that ends the output; may be given several times.")
 @click.option("--session", help="The conversation this belongs to: it goes where its cache is.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "direct", "relay"]),
+    help="Through the router, from the server that it names, or from there where that works. Default: relay.",
+)
 @common_flags
 def generate(
     prompt: str,
@@ -39,6 +44,7 @@ def generate(
     seed: int | None,
     stop: tuple[str, ...],
     session: str | None,
+    mode: str | None,
     router: tuple[str, ...],
     timeout_s: float | None,
     as_json: bool,
@@ -62,7 +68,7 @@ def generate(
     if session is not None:
         options["session"] = session
     text = sys.stdin.read() if prompt == "-" else prompt
-    settings = client_settings(router, timeout_s, model)
+    settings = client_settings(router, timeout_s, model, mode)
     run(_generate(settings, text, system, options, chat=chat, as_json=as_json))
 
 

@@ -33,9 +33,11 @@ def common_flags(command: Command) -> Command:
     )(command)
 
 
-def client_settings(router: tuple[str, ...], timeout_s: float | None, model: str | None = None) -> ClientSettings:
+def client_settings(
+    router: tuple[str, ...], timeout_s: float | None, model: str | None = None, mode: str | None = None
+) -> ClientSettings:
     """The settings of a call, from its flags and all else that may say."""
-    return load(ClientSettings, "client", {"router": router, "timeout_s": timeout_s, "model": model})
+    return load(ClientSettings, "client", {"router": router, "timeout_s": timeout_s, "model": model, "mode": mode})
 
 
 def local_mesh() -> state.MeshState | None:
@@ -62,6 +64,7 @@ async def connected(settings: ClientSettings) -> AsyncIterator[Client]:
             timeout_s=settings.timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             tracer=traces.tracer,
+            mode=settings.mode,
         )
     except ValueError as error:
         raise click.UsageError(f"client.router: {error}") from error

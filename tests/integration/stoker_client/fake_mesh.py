@@ -85,7 +85,7 @@ class FakeRouter:
         return answer
 
     # Not called in these tests, but the service has to have them.
-    LoadModel = SleepModel = WakeModel = UnloadModel = Route = Generate = ListModels
+    LoadModel = SleepModel = WakeModel = UnloadModel = Route = Release = Generate = ListModels
 
     def _parts(self) -> list[Part]:
         if self.parts is not None:

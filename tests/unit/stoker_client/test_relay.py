@@ -50,6 +50,11 @@ class FakeRouter:
     scripts: list[Script]
     requests: list[generation_pb2.Generation] = field(default_factory=list)
     closed: int = 0
+    server: inference_pb2.Started | None = None
+
+    @property
+    def who(self) -> str:
+        return f"router {self.address}"
 
     async def stream(
         self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
