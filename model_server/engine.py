@@ -50,7 +50,8 @@ class EngineInfo:
 
     `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others. `exact_modes`:
     of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state. `sleeps`:
-    whether it can move its weights to host memory and back.
+    whether it can move its weights to host memory and back. `prefix_cache`: whether it keeps what it computed, for
+    prompts that begin alike.
     """
 
     engine: str
@@ -68,6 +69,7 @@ class EngineInfo:
     resume_modes: tuple[ResumeMode, ...] = ()
     exact_modes: tuple[ResumeMode, ...] = ()
     sleeps: bool = False
+    prefix_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)

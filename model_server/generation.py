@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from discovery.endpoint import Endpoint
+from model_server.cached_prompt import CachedPrompt
 from model_server.direct import DirectStream, DirectStreams
 from model_server.engine import (
     DeviceLost,
@@ -27,6 +28,7 @@ from model_server.fanout import relay
 from model_server.meter import Meter, SequenceMeter
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration, started
+from model_server.prefixes import CachedPrefixes
 from model_server.progress import Progress
 from model_server.residency import move
 from model_server.residency.held import Held
@@ -162,12 +164,13 @@ class _On:
     engine: Engine
     info: EngineInfo
     meter: Meter
+    cache: CachedPrefixes | None
 
 
 def _on(held: Held) -> _On:
     if held.engine is None or held.info is None:
         raise EngineDead("the model has no engine")
-    return _On(held.engine, held.info, held.meter)
+    return _On(held.engine, held.info, held.meter, held.cache)
 
 
 class _Run:
@@ -204,6 +207,7 @@ class _Run:
         self._mode: Mode | None = None
         self._started = False
         self._unfinished = 0
+        self._cached: CachedPrompt | None = None
 
     async def wait(self, progress: move.Progress) -> None:
         """Tell the client what it waits for: the model is not hot yet."""
@@ -230,6 +234,8 @@ class _Run:
         if resumed:
             self._mode = MODES[mode.value]
             self._exactness = continuation(self._mode, exact_modes(info))
+        if on.cache is not None:
+            self._cached = CachedPrompt(on.cache, generation, self.model)
         headers = dict(tracing.inject())
         with traces.span("engine.generate") as span:
             requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, headers, mode)
@@ -253,7 +259,10 @@ class _Run:
         response = inference_pb2.GenerateStreamResponse()
         if not self._started:
             self._start(response, batch[0][1])
+        cached = self._cached
         for index, output in batch:
+            if cached is not None:
+                cached.output(output)
             if output.finish_reason:
                 self._unfinished -= 1
             rest = self._seams[index].cut(output) if index in self._seams else output
@@ -269,6 +278,8 @@ class _Run:
         self.cached_tokens = first.cached_tokens
         if first.queue_ms is not None:
             self.queue_s = first.queue_ms / 1000.0
+        if self._cached is not None and self._unfinished:
+            self._cached.began(len(self.prompt_token_ids), first.cached_tokens)
         response.started.CopyFrom(
             started(
                 self._endpoint(),
@@ -284,6 +295,8 @@ class _Run:
             response.started.resume_exactness = self._exactness
 
     def _finish(self, response: inference_pb2.GenerateStreamResponse) -> None:
+        if self._cached is not None:
+            self._cached.ended()
         usage = response.finished.usage
         usage.prompt_tokens = len(self.prompt_token_ids)
         usage.cached_tokens = self.cached_tokens

@@ -13,6 +13,7 @@ import grpc.aio
 
 from discovery.endpoint import Endpoint
 from discovery.messages import endpoint_to_proto, load_to_proto
+from model_server.digest import Digest, Feed
 from model_server.direct import DirectStreams
 from model_server.generation import Generator
 from model_server.parts import duration
@@ -44,12 +45,14 @@ class Links:
         direct: DirectStreams,
         endpoint: Callable[[], Endpoint],
         steps: Callable[[], int],
+        digest: Digest,
         clock: Clock,
     ) -> None:
         self._generator = generator
         self._direct = direct
         self._endpoint = endpoint
         self._steps = steps
+        self._digest = digest
         self._clock = clock
         self._sessions: set[LinkSession] = set()
 
@@ -69,7 +72,9 @@ class Links:
 
     async def _attach(self, _: object, context: wire.Context) -> None:
         async with wire.guard(context, f"{SERVICE}/Attach"):
-            session = LinkSession(context, self._generator, self._direct, self._endpoint, self._steps, self._clock)
+            session = LinkSession(
+                context, self._generator, self._direct, self._endpoint, self._steps, self._digest, self._clock
+            )
             self._sessions.add(session)
             try:
                 await session.run()
@@ -87,6 +92,7 @@ class LinkSession:
         direct: DirectStreams,
         endpoint: Callable[[], Endpoint],
         steps: Callable[[], int],
+        digest: Digest,
         clock: Clock,
     ) -> None:
         self._context = context
@@ -98,8 +104,11 @@ class LinkSession:
         self._reminded_s = 0.0
         self._endpoint = endpoint
         self._steps = steps
+        self._digest = digest
+        self._feed = Feed()
         self._clock = clock
         self._outbox = Outbox()
+        self._is_router = True
         self._streams: dict[int, asyncio.Task[None]] = {}
         self._progress: dict[int, Progress] = {}
         self._watch = Watch()
@@ -110,6 +119,7 @@ class LinkSession:
         """Until the router detaches, or the server has left and nothing of the router's runs any more."""
         hello = await self._hello()
         self._router = hello.router
+        self._is_router = not hello.client
         log.info("a router attached", extra={"router": hello.router, "zone": hello.zone})
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -121,6 +131,7 @@ class LinkSession:
                 for stream in self._streams.values():
                     stream.cancel()
         finally:
+            self._digest.detach(self._feed)
             log.info("a router detached", extra={"router": hello.router, "zone": hello.zone})
 
     def goodbye(self, reason: str, grace_s: float) -> None:
@@ -160,6 +171,9 @@ class LinkSession:
                     stream.cancel()
             elif request.HasField("move"):
                 self._direct.move(request.move.reservation, request.move.reason)
+            elif request.HasField("send_digest") and self._is_router:
+                self._digest.attach(self._feed)
+                self._outbox.wake()
 
     def _direct_news(self, news: worker_link_pb2.DirectStream) -> None:
         self._news.append(news)
@@ -168,7 +182,8 @@ class LinkSession:
     async def _write(self) -> None:
         due_s = self._clock() + HEARTBEAT_S
         while True:
-            filled = await self._outbox.filled(HEARTBEAT_S)
+            # A long digest goes up piece by piece, without waiting for something else to say.
+            filled = self._feed.behind or await self._outbox.filled(HEARTBEAT_S)
             if self._goodbye is not None:
                 goodbye, self._goodbye = self._goodbye, None
                 await self._send(worker_link_pb2.AttachResponse(goodbye=goodbye))
@@ -181,9 +196,11 @@ class LinkSession:
                 self._news.extend(self._direct.running_for(self._router))
             if not filled and not idle and not self._news:
                 lag_s = max(0.0, now_s - due_s)
-                beat = worker_link_pb2.Heartbeat(step=self._steps(), loop_lag=duration(lag_s), load=self._load())
+                beat = worker_link_pb2.Heartbeat(
+                    step=self._steps(), loop_lag=duration(lag_s), load=self._load(), digest=self._feed.take()
+                )
                 await self._send(worker_link_pb2.AttachResponse(heartbeat=beat))
-            elif idle or self._news or not self._outbox.empty:
+            elif idle or self._news or self._feed.behind or not self._outbox.empty:
                 step = self._outbox.take(self._steps())
                 step.running_without_output.extend(idle)
                 step.direct.extend(self._news)
@@ -191,6 +208,8 @@ class LinkSession:
                 if now_s - self._load_sent_s >= _LOAD_EVERY_S:
                     self._load_sent_s = now_s
                     step.load.CopyFrom(self._load())
+                if (digest := self._feed.take()) is not None:
+                    step.digest.CopyFrom(digest)
                 await self._send(worker_link_pb2.AttachResponse(step=step))
             due_s = self._clock() + HEARTBEAT_S
 

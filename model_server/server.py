@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint, Load
 from model_server.config import ServerSettings
+from model_server.digest import Digest
 from model_server.direct import DirectStreams
 from model_server.engine import Engine, EngineInfo, EngineLoad
 from model_server.generation import Generator
@@ -72,6 +73,7 @@ class ModelServer:
         self.in_flight = InFlight(_starting)
         self.health = Health((INFERENCE, MODELS))
         self.links: Links | None = None
+        self.digest = Digest()
         self._record: Record | None = None
         around = Surroundings(
             in_flight=self.in_flight,
@@ -80,6 +82,7 @@ class ModelServer:
             device=device or SimulatedDevice(self),
             tick_s=_tick_s(settings),
             clock=clock,
+            digest=self.digest,
         )
         self.models = Models(
             [Held(spec, around) for spec in specs],
@@ -176,7 +179,7 @@ class ModelServer:
             tickets=TicketCheck(keys, self.endpoint, self._wall_clock),
             direct=direct,
         )
-        self.links = Links(generator, direct, self.endpoint, lambda: self.models.load().steps, self._clock)
+        self.links = Links(generator, direct, self.endpoint, lambda: self.models.load().steps, self.digest, self._clock)
         handlers = (
             InferenceService(generator).handlers(),
             ModelService(self.endpoint, self.models).handlers(),

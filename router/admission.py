@@ -61,7 +61,7 @@ class Turn:
 
     def __init__(self, *, picky: bool) -> None:
         self.news = asyncio.Event()
-        # It has tried some servers: room there is none for it.
+        # It has tried some servers, or waits for one: room elsewhere is none for it.
         self.picky = picky
         # Those before it could not use the room there is.
         self.given = False
@@ -190,7 +190,7 @@ class Admission:
         """A place in the queue, for as long as the block runs."""
         model, began_s = ask.request.model, self._clock()
         self._queues[model] = queue
-        place = queue.add(ask.priority, ask.deadline_s, began_s, Turn(picky=bool(ask.tried)))
+        place = queue.add(ask.priority, ask.deadline_s, began_s, Turn(picky=bool(ask.tried) or ask.request.hard))
         if queue.first is not None and queue.first.who.picky:
             queue.first.who.news.set()  # what it cannot use, the newcomer may
         try:

@@ -15,6 +15,8 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 OnLoad = Callable[[Endpoint, Load], None]
 OnDirect = Callable[[Endpoint, worker_link_pb2.DirectStream], None]
 OnLink = Callable[[Endpoint, LinkState], None]
+# What an endpoint has cached; False if something it said before was missed.
+OnDigest = Callable[[Endpoint, worker_link_pb2.CacheDigest], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Transport(Protocol):
     async def run(self) -> None:
         """Whatever the transport does in the background, until cancelled."""
 
-    def listen(self, on_load: "OnLoad", on_link: "OnLink") -> None:
-        """Whom to tell of loads that endpoints report, and of links that come and go."""
+    def listen(self, on_load: "OnLoad", on_link: "OnLink", on_digest: "OnDigest") -> None:
+        """Whom to tell of loads that endpoints report, of links that come and go, and of what is cached."""
 
     def hear(self, on_direct: "OnDirect") -> None:
         """Whom to tell what endpoints say of streams that clients have there themselves."""

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from discovery.endpoint import Endpoint
 from discovery.messages import seconds
-from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.errors import endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
@@ -101,7 +101,7 @@ class CallTransport:
             for key in [key for key in self._channels if key not in self._kept]:
                 await self._close_unused(key)
 
-    def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
+    def listen(self, on_load: OnLoad, on_link: OnLink, on_digest: OnDigest) -> None:
         """See `Transport`. Calls bring loads with their answers, and there are no links."""
 
     def hear(self, on_direct: OnDirect) -> None:

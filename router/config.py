@@ -27,7 +27,7 @@ class RouterSettings(Settings):
     zones: tuple[str, ...] = Field((), description="zones to watch beside its own; default: all that Consul knows")
     leave_zone_ms: float = Field(50.0, ge=0, description="cost of leaving the zone, beside the way itself, in ms")
     near_share: float = Field(0.05, ge=0, le=1, description="candidates within this share of the cheapest are alike")
-    sessions: int = Field(100_000, ge=1, description="sessions remembered, the most recent")
+    sessions: int = Field(100_000, ge=1, description="sessions remembered, the most recent, for servers without a link")
     max_attempts: int = Field(3, ge=1, le=10, description="attempts of a request before its first chunk")
     queue_length: int = Field(256, ge=0, description="requests that may wait for one model; then it refuses")
     waiting_per_server: int = Field(

@@ -35,6 +35,7 @@ class Dispatch:
         self._finished = False
 
     def __enter__(self) -> Self:
+        self._expected = self._learned.caches.expect(self._member.key, self._request)
         computed = self._request.prompt_tokens - self._cost.cached_tokens
         self._booking = self._learned.ledger.book(self._member.key, computed)
         self._learned.breakers.dispatched(self._member.key)
@@ -48,6 +49,7 @@ class Dispatch:
         if message.deltas and not self._started:
             self._started = True
             self._booking.first_token()
+            self._expected.close()
             self._answered()
         self._flight.received(message)
         return first
@@ -61,7 +63,7 @@ class Dispatch:
         took_s = self._flight.clock() - self._try.began_s
         self._learned.services.observe(self._request.model, took_s, self._try.tokens)
         conversation = self._flight.prompt_tokens + finished.usage.completion_tokens
-        self._learned.sessions.left(self._request.session, key, conversation)
+        self._learned.caches.left(key, self._request, conversation)
         if self._flight.first_token_s is not None:
             waited_ms = (self._flight.first_token_s - self._try.began_s) * 1e3
             self._learned.ways.observe(
@@ -79,6 +81,7 @@ class Dispatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._booking.close()
+        self._expected.close()
         breakers, key = self._learned.breakers, self._member.key
         if isinstance(error, EndpointError):
             self._flight.failed(error)
@@ -101,7 +104,10 @@ class Dispatch:
         self._try.numerics_class = started.numerics_class
         self._flight.prompt_tokens = started.prompt_tokens
         self._flight.cached_tokens = started.cached_tokens
+        # The request's length was an estimate: what counts is which part of it was expected.
+        expected = self._cost.cached_tokens * started.prompt_tokens // self._request.prompt_tokens
+        self._flight.expected_cached_tokens = min(expected, started.prompt_tokens)
         self._learned.sizing.observe_prompt(self._generation, started.prompt_tokens)
-        self._learned.sessions.correct(self._request.session, self._member.key, started.cached_tokens)
+        self._learned.caches.found(self._member.key, self._request, started.cached_tokens)
         if started.HasField("load"):
             self._learned.ledger.report(self._member.key, load_from_proto(started.load))

@@ -49,6 +49,8 @@ class Flight:
     tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    # What the router had expected of them.
+    expected_cached_tokens: int = 0
     transcript: Transcript = field(default_factory=Transcript)
     outcome: str = "cancelled"  # until something else is known: a client that vanishes says nothing
 
@@ -120,6 +122,7 @@ class Flight:
             "failures": [attempt.failure for attempt in self.tries if attempt.failure],
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
+            "expected_cached_tokens": self.expected_cached_tokens,
             "tokens": self.tokens,
             "ttft_ms": None if self.ttft_s is None else round(self.ttft_s * 1e3, 1),
             "duration_ms": round((self.clock() - self.began_s) * 1e3, 1),

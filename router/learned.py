@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from router.caches import Caches
 from router.ejection import Breakers
 from router.ledger import Ledger
 from router.service_times import ServiceTimes
-from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
 
@@ -16,7 +16,7 @@ class Learned:
 
     ledger: Ledger
     breakers: Breakers
-    sessions: Sessions
+    caches: Caches
     sizing: Sizing
     ways: Ways
     services: ServiceTimes = field(default_factory=ServiceTimes)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from discovery.endpoint import Endpoint
 from discovery.messages import load_from_proto
-from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault, endpoint_error
 from router.interrupt import Interrupt
@@ -49,10 +49,11 @@ class LinkTransport:
         self._on_load: OnLoad = lambda endpoint, load: None
         self._on_direct: OnDirect = lambda endpoint, news: None
         self._on_link: OnLink = lambda endpoint, state: None
+        self._on_digest: OnDigest = lambda endpoint, digest: True
 
-    def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
+    def listen(self, on_load: OnLoad, on_link: OnLink, on_digest: OnDigest) -> None:
         """See `Transport`."""
-        self._on_load, self._on_link = on_load, on_link
+        self._on_load, self._on_link, self._on_digest = on_load, on_link, on_digest
 
     async def attempt(
         self,
@@ -150,6 +151,7 @@ class LinkTransport:
             self._clock,
             lambda load: self._on_load(endpoint, load_from_proto(load)),
             lambda state: self._on_link(endpoint, state),
+            lambda digest: self._on_digest(endpoint, digest),
             on_direct=lambda news: self._on_direct(endpoint, news),
         )
 

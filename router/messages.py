@@ -22,7 +22,10 @@ def cost(of: Cost) -> pick_pb2.Cost:
 
 def pick(chosen: Chosen) -> pick_pb2.Pick:
     """Why a server was chosen."""
-    return pick_pb2.Pick(reason=chosen.reason, cost=cost(chosen.candidate.cost), candidates=chosen.candidates)
+    price = chosen.candidate.cost
+    return pick_pb2.Pick(
+        reason=chosen.reason, cost=cost(price), candidates=chosen.candidates, cached_tokens=price.cached_tokens
+    )
 
 
 def with_pick(data: bytes, chosen: Chosen) -> bytes:

@@ -48,6 +48,13 @@ class RouterMetrics:
         self.tokens = Counter(
             "stoker_router_tokens", "Tokens relayed to callers.", ("model", "zone"), registry=registry
         )
+        self.cached_tokens = Counter(
+            "stoker_router_cached_tokens",
+            "Tokens of prompts: all (prompt), expected in the server's cache (expected), found there (found), and by "
+            "how much the two were off, either way (off).",
+            ("model", "kind"),
+            registry=registry,
+        )
         self.picks = Counter(
             "stoker_router_picks",
             "Attempts by the picked server's zone and by the term that decided.",
@@ -71,6 +78,16 @@ class RouterMetrics:
         """A request is over."""
         zone = flight.tries[-1].zone if flight.tries else ""
         self.requests.labels(flight.model, zone, flight.outcome).inc()
+        if flight.prompt_tokens:
+            found, expected = flight.cached_tokens, flight.expected_cached_tokens
+            tokens = {
+                "prompt": flight.prompt_tokens,
+                "expected": expected,
+                "found": found,
+                "off": abs(found - expected),
+            }
+            for kind, count in tokens.items():
+                self.cached_tokens.labels(flight.model, kind).inc(count)
         if flight.ttft_s is not None:
             self.ttft.labels(flight.model, zone).observe(flight.ttft_s)
             self.tokens.labels(flight.model, zone).inc(flight.tokens)

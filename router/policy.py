@@ -2,17 +2,18 @@
 
 import random
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from router import filters, scorers
 from router.ejection import Breakers
 from router.ledger import NOTHING, Account, Key
+from router.rendezvous import liking
 from router.request import Request
 from router.room import Rooms
 from router.scorers import Cost, Rates
-from router.shortlist import shortlist
-from router.snapshot import NOBODY, Holder, Snapshot
+from router.shortlist import homes, shortlist
+from router.snapshot import NOBODY, Holder, Holders, Snapshot
 
 
 class Candidate(NamedTuple):
@@ -45,13 +46,33 @@ class Conditions:
 
     accounts: Mapping[Key, Account]
     breakers: Breakers
-    # Tokens of the request's session by server and epoch.
+    # Tokens of the request's prompt in the cache, by server and epoch, those with most first.
     held: Mapping[Key, int]
     # The way to each other zone in ms, as measured.
     ways_ms: Mapping[str, float]
     now_s: float
     # Who has room for one more; None where room does not matter.
     rooms: Rooms | None = None
+    # Tokens of the request's session, by server and epoch.
+    session: Mapping[Key, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Where a session goes among servers that cost the same: the same in every router, so that it moves as a whole."""
+
+    session: int = 0
+    # Its tokens by server, and the servers that are its homes in a large fleet.
+    at: Mapping[Key, int] = field(default_factory=dict)
+    homes: Collection[Key] = ()
+
+    def rank(self, holder: Holder) -> tuple[int, bool, int]:
+        """The higher the better: where it is, else at home, else as its hash likes."""
+        member = holder.member
+        return self.at.get(member.key, 0), member.key in self.homes, liking(self.session, member.endpoint.server)
+
+
+NO_PREFERENCE = Preference()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +91,21 @@ class Policy:
     ) -> Chosen | None:
         """The holder to send the request to; None if none can take it."""
         holders = snapshot.holders.get(request.model, NOBODY)
-        some = shortlist(holders, conditions.held, self.zone, rng)
+        if request.hard and (home := _home(holders, tried, conditions)) is not None:
+            # It waits for this one, if need be.
+            chosen = self.pick(self.weigh(request, (home,), tried, conditions, panic=False), rng)
+            return replace(chosen, reason="session's server") if chosen is not None else None
+        at = homes(holders, request.session, self.zone)
+        some = shortlist(holders, conditions.held, at, self.zone, rng)
+        preference = Preference(request.session, conditions.session, frozenset(each.member.key for each in at))
         if len(some) < len(holders.by_key):
             choices = self.weigh(request, some, tried, conditions, panic=False)
-            chosen = self.pick(self._spread(choices, conditions, rng), rng)
+            chosen = self.pick(self._spread(choices, conditions, rng), rng, preference)
             if chosen is not None:
                 return chosen
             # By chance none of the shortlist can take it: somebody else may.
         choices = self.weigh(request, holders.by_key.values(), tried, conditions)
-        return self.pick(self._spread(choices, conditions, rng), rng)
+        return self.pick(self._spread(choices, conditions, rng), rng, preference)
 
     def _spread(self, choices: Choices, conditions: Conditions, rng: random.Random) -> Choices:
         """Without the home zone, for the part of the load that it does not keep while endpoints of it are out.
@@ -136,16 +163,20 @@ class Policy:
         )
         return Choices(tuple(candidates), excluded)
 
-    def pick(self, choices: Choices, rng: random.Random) -> Chosen | None:
-        """The cheapest candidate, at random among near ties; None if there is none."""
+    def pick(self, choices: Choices, rng: random.Random, preference: Preference = NO_PREFERENCE) -> Chosen | None:
+        """The cheapest candidate; None if there is none. Among near ties the one its session prefers, or any."""
         candidates = choices.candidates
         if not candidates:
             return None
         best_ms = candidates[0].cost.total_ms
         limit_ms = best_ms + max(self.near_ms, best_ms * self.near_share)
         near = sum(candidate.cost.total_ms <= limit_ms for candidate in candidates)
-        chosen = candidates[rng.randrange(near)] if near > 1 else candidates[0]
-        return Chosen(chosen, _reason(chosen, candidates, near), len(candidates))
+        chosen = candidates[0]
+        if near > 1 and preference.session:
+            chosen = max(candidates[:near], key=lambda each: preference.rank(each.holder))
+        elif near > 1:
+            chosen = candidates[rng.randrange(near)]
+        return Chosen(chosen, _reason(chosen, candidates, near, preference), len(candidates))
 
     def _cost(self, request: Request, holder: Holder, conditions: Conditions) -> Cost:
         member = holder.member
@@ -174,7 +205,15 @@ _DECIDED_BY = {
 }
 
 
-def _reason(chosen: Candidate, candidates: tuple[Candidate, ...], near: int) -> str:
+def _home(holders: Holders, tried: Collection[Key], conditions: Conditions) -> Holder | None:
+    """The server that a hard session waits for: the one with most of it. None if that is gone, draining or failing."""
+    session = conditions.session
+    known = [key for key in session if key in holders.by_key and key not in tried]
+    there = [key for key in known if not filters.ejected(key, conditions.breakers)]
+    return holders.by_key[max(there, key=lambda key: session[key])] if there else None
+
+
+def _reason(chosen: Candidate, candidates: tuple[Candidate, ...], near: int, preference: Preference) -> str:
     """The term in which the chosen one is farthest ahead of the next best."""
     if len(candidates) == 1:
         return "only candidate"
@@ -186,5 +225,5 @@ def _reason(chosen: Candidate, candidates: tuple[Candidate, ...], near: int) -> 
     if lead <= 0:
         return "all alike"
     if term == "prefill_ms" and chosen.cost.cached_tokens > over.cost.cached_tokens:
-        return "session's cache"
+        return "session's cache" if chosen.holder.member.key in preference.at else "cached prefix"
     return _DECIDED_BY[term]

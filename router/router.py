@@ -29,6 +29,7 @@ from router.room import Rooms
 from router.running import Attempt, Running
 from router.snapshot import NOBODY, Holder
 from stoker.v1 import generation_pb2
+from stoker_common import prefix
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, not_found, unavailable
 from stoker_common.resuming import Mode
@@ -105,12 +106,17 @@ class Router:
                 field="generation.model",
                 reason="MODEL_NOT_FOUND",
             )
+        sampling = generation.sampling
         return Request(
             request_id=generation.request_id,
             model=generation.model,
             prompt_tokens=self._learned.sizing.prompt_tokens(generation),
             expected_output_tokens=self._learned.sizing.output_tokens(generation),
-            session=generation.session.id,
+            session=prefix.session_hash(generation.model, generation.cache_salt, generation.session.id),
+            hard=generation.session.mode == generation_pb2.SESSION_MODE_HARD,
+            prefix=prefix.of(generation, generation.model),
+            # Logprobs of the prompt are computed with it.
+            reads_cache=not sampling.skip_reading_prefix_cache and not sampling.HasField("prompt_logprobs"),
         )
 
     def choices(self, request: Request) -> Choices:
@@ -128,13 +134,15 @@ class Router:
 
     def _conditions(self, request: Request, rooms: Rooms | None) -> Conditions:
         learned = self._learned
+        session = learned.caches.session(request)
         return Conditions(
             accounts=learned.ledger.accounts,
             breakers=learned.breakers,
-            held=learned.sessions.held(request.session),
+            held=learned.caches.held(request, session),
             ways_ms=learned.ways.ms,
             now_s=self._clock(),
             rooms=rooms,
+            session=session,
         )
 
     async def generate(
@@ -277,6 +285,7 @@ class Router:
             request,
             model=transcript.model,
             prompt_tokens=len(transcript.prompt_token_ids) + transcript.tokens,
+            resumed_tokens=transcript.tokens,
             expected_output_tokens=max(1, request.expected_output_tokens - transcript.tokens),
         )
         give_up_s = self._clock() + self._retry.hold_s

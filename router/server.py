@@ -16,6 +16,7 @@ from discovery.endpoint import Endpoint, Load
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.attempt import Transport
+from router.caches import Caches
 from router.client_link import ClientLinks
 from router.config import RouterSettings
 from router.data_path import DataPath
@@ -39,6 +40,7 @@ from router.service import InferenceService, ModelService, RouterService
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
+from stoker.v1 import worker_link_pb2
 from stoker_common.channel import server_options
 from stoker_common.clock import Clock
 from stoker_common.health import SERVICE as HEALTH_SERVICE
@@ -85,7 +87,7 @@ class RouterServer:
                 world.clock,
                 world.rng,
             ),
-            sessions=Sessions(settings.sessions),
+            caches=Caches(Sessions(settings.sessions)),
             sizing=Sizing(),
             ways=Ways(),
         )
@@ -132,7 +134,7 @@ class RouterServer:
             self.fleet, self.router.running, self.router.movable, world.clock, settings.maintenance_grace_s
         )
         self.transport.hear(self.reservations.news)
-        self.transport.listen(self._load_reported, self._link_changed)
+        self.transport.listen(self._load_reported, self._link_changed, self._cached)
         self._health = Health(SERVICES)
         self.port = 0
 
@@ -199,12 +201,15 @@ class RouterServer:
     def _members_changed(self, members: Collection[Key]) -> None:
         known = self.fleet.snapshot.members
         self.learned.breakers.keep({key: known[key].endpoint.zone for key in members})
+        self.learned.caches.keep(members)
         self.transport.keep(member.endpoint for member in self.fleet.snapshot.members.values())
 
     def _link_changed(self, endpoint: Endpoint, state: LinkState) -> None:
         key = (endpoint.server, endpoint.epoch)
         log.info("link", extra={"server": endpoint.server, "epoch": endpoint.epoch, "state": state.value})
         self.fleet.leaving(key, leaving=state is LinkState.LEAVING)
+        if state is LinkState.DOWN:
+            self.learned.caches.silent(key)
         if state is LinkState.DOWN:
             self.learned.breakers.lost(key)
             self.reservations.lost(key)
@@ -216,6 +221,9 @@ class RouterServer:
 
     def _load_reported(self, endpoint: Endpoint, load: Load) -> None:
         self.learned.ledger.report((endpoint.server, endpoint.epoch), load)
+
+    def _cached(self, endpoint: Endpoint, digest: worker_link_pb2.CacheDigest) -> bool:
+        return self.learned.caches.announced((endpoint.server, endpoint.epoch), digest)
 
     def _forget(self, endpoints: Collection[Endpoint]) -> None:
         for zone in {endpoint.zone for endpoint in endpoints}:

@@ -1,27 +1,60 @@
-"""Which holders a pick looks at: all of a few; of many those that hold the session, and some at random.
+"""Which holders a pick looks at: all of a few; of many, some at random and those with more of the prompt.
 
 The best of a random dozen is nearly as good as the best of all (the power of d choices: Mitzenmacher 2001), and a pick
 then costs the same in any fleet.
 """
 
 import random
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from heapq import nlargest
+from itertools import islice
 
 from router.ledger import Key
+from router.rendezvous import liking, point
 from router.snapshot import Holder, Holders
 
 # Looked at in the home zone and elsewhere. Weighing one takes 3 us, and a pick may take 100 (DESIGN.md section 10).
 AT_HOME, ELSEWHERE = 12, 4
+# Of those that hold more of the prompt than most of these. Few, or some would be chosen more often than others.
+_HOLDERS = 3
+# The servers next to a session on the ring, of which these many are its homes: more even than the next ones alone.
+_NEXT, _HOMES = 8, 2
+_FEW = AT_HOME + ELSEWHERE + _HOLDERS + _HOMES
 
 
-def shortlist(holders: Holders, held: Mapping[Key, int], home: str, rng: random.Random) -> list[Holder]:
-    """The holders to weigh, for a router in the zone `home`."""
-    if len(holders.by_key) <= AT_HOME + ELSEWHERE:
+def shortlist(
+    holders: Holders, held: Mapping[Key, int], homes: Sequence[Holder], home: str, rng: random.Random
+) -> list[Holder]:
+    """The holders to weigh, for a router in the zone `home`.
+
+    `held`: tokens of the prompt, those with most first; `homes`: where its session is at home.
+    """
+    if len(holders.by_key) <= _FEW:
         return list(holders.by_key.values())
-    chosen = {key: holders.by_key[key] for key in held if key in holders.by_key}
     here = holders.by_zone.get(home, ())
     elsewhere = [holder for zone, there in holders.by_zone.items() if zone != home for holder in there]
+    chosen: dict[Key, Holder] = {}
     for pool, most in ((here, AT_HOME), (elsewhere, ELSEWHERE if here else AT_HOME + ELSEWHERE)):
         for holder in rng.sample(pool, min(most, len(pool))):
             chosen[holder.member.key] = holder
+    known = sorted(held.get(key, 0) for key in chosen)[len(chosen) // 2]
+    for key in islice(held, _HOLDERS):
+        if held[key] > known and key in holders.by_key:
+            chosen[key] = holders.by_key[key]
+    for holder in homes:
+        chosen[holder.member.key] = holder
     return list(chosen.values())
+
+
+def homes(holders: Holders, session: int, home: str) -> list[Holder]:
+    """Where a session is at home, the same for every router in the zone: its servers on the ring, best liked first.
+
+    Empty for a few holders, of which all are weighed, and without a session.
+    """
+    if not session or len(holders.by_key) <= _FEW:
+        return []
+    ring = holders.by_zone.get(home) or holders.by_zone[min(holders.by_zone)]
+    at = bisect_left(ring, session, key=lambda holder: point(holder.member.endpoint.server))
+    next_ones = [ring[(at + step) % len(ring)] for step in range(min(_NEXT, len(ring)))]
+    return nlargest(_HOMES, next_ones, key=lambda holder: liking(session, holder.member.endpoint.server))

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from discovery.catalog import CatalogState, CatalogView
 from discovery.endpoint import Endpoint, ModelState
 from router.ledger import Key
+from router.rendezvous import point
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """All members that can serve one model: by server and epoch, and the same by zone."""
+    """All members that can serve one model: by server and epoch, and the same by zone, in the order of their points."""
 
     by_key: Mapping[Key, Holder] = field(default_factory=lambda: MappingProxyType({}))
     by_zone: Mapping[str, tuple[Holder, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -91,5 +92,9 @@ def _holders(serving: list[Holder]) -> Holders:
         by_zone.setdefault(holder.member.endpoint.zone, []).append(holder)
     return Holders(
         MappingProxyType({holder.member.key: holder for holder in serving}),
-        MappingProxyType({zone: tuple(there) for zone, there in by_zone.items()}),
+        MappingProxyType({zone: tuple(sorted(there, key=_point)) for zone, there in by_zone.items()}),
     )
+
+
+def _point(holder: Holder) -> int:
+    return point(holder.member.endpoint.server)

@@ -40,7 +40,7 @@ def pick_us(endpoints: int) -> float:
         rooms=Rooms(RoomRules(), ledger, time.monotonic),
     )
     policy = Policy("zone-a", Rates())
-    request = Request("r", MODEL, 512, 256, "")
+    request = Request("r", MODEL, 512, 256, 0)
     times: list[float] = []
     for _ in range(5):
         began_s = time.perf_counter()

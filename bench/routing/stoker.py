@@ -12,6 +12,7 @@ from bench.routing.mesh import ZONE_S, Mesh
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Load
 from router.admission import AdmissionRules
+from router.caches import Caches
 from router.ejection import Breakers, EjectionRules
 from router.learned import Learned
 from router.ledger import NOTHING, Booking, Key, Ledger
@@ -26,6 +27,7 @@ from router.verdict import Prospect, may_wait
 from router.waiting import Place, Waiting
 from router.ways import Ways
 from stoker.v1 import generation_pb2
+from stoker_common.prefix import session_hash
 
 EPOCH = "1"
 
@@ -40,7 +42,7 @@ class StokerProcess:
         self.learned = Learned(
             ledger=Ledger(clock),
             breakers=Breakers(EjectionRules(), clock, self._rng),
-            sessions=Sessions(100_000),
+            caches=Caches(Sessions(100_000)),
             sizing=Sizing(),
             ways=Ways(),
         )
@@ -84,7 +86,7 @@ class StokerProcess:
         self.learned.breakers.answered(key, flight.dispatched_s)
         waited_ms = (now_s - flight.dispatched_s) * 1e3
         self.learned.breakers.timed(key, waited_ms, cost.total_ms - cost.decode_ms, flight.dispatched_s)
-        self.learned.sessions.correct(flight.job.session, key, flight.cached_tokens)
+        self.learned.caches.found(key, self._request(flight), flight.cached_tokens)
         # A server's first answer to a request carries its load.
         server = self._mesh.servers[flight.server]
         if server.alive:
@@ -98,7 +100,7 @@ class StokerProcess:
         self.learned.breakers.succeeded(key, flight.dispatched_s)
         self.learned.sizing.observe_output(_generation(job.model), job.output_tokens)
         self.learned.services.observe(job.model, now_s - flight.dispatched_s, job.output_tokens)
-        self.learned.sessions.left(job.session, key, job.prompt_tokens + job.output_tokens)
+        self.learned.caches.left(key, self._request(flight), job.prompt_tokens + job.output_tokens)
         zone = chosen.candidate.holder.member.endpoint.zone
         way_ms = 0.0 if zone == self._mesh.workload.home else 2e3 * ZONE_S
         self.learned.ways.observe(zone, way_ms, 0.0)
@@ -132,24 +134,30 @@ class StokerProcess:
         self.learned.breakers.keep({key: each.endpoint.zone for key, each in self._snapshot.members.items()})
         self.learned.ledger.keep(self._snapshot.members)
 
-    def _choose(self, flight: Flight, *, crowd: bool = False) -> Chosen | None:
-        job, learned = flight.job, self.learned
-        request = Request(
+    def _request(self, flight: Flight) -> Request:
+        """The request as the policy sees it."""
+        job = flight.job
+        return Request(
             request_id=str(job.number),
             model=job.model,
             prompt_tokens=job.prompt_tokens + flight.emitted,
-            expected_output_tokens=learned.sizing.output_tokens(_generation(job.model)),
-            session=job.session,
+            expected_output_tokens=self.learned.sizing.output_tokens(_generation(job.model)),
+            session=session_hash(job.model, "", job.session),
         )
+
+    def _choose(self, flight: Flight, *, crowd: bool = False) -> Chosen | None:
+        learned, request = self.learned, self._request(flight)
+        session = learned.caches.session(request)
         conditions = Conditions(
             accounts=learned.ledger.accounts,
             breakers=learned.breakers,
-            held=learned.sessions.held(job.session),
+            held=learned.caches.held(request, session),
             ways_ms=learned.ways.ms,
             now_s=self._mesh.timeline.now_s,
             rooms=None if crowd else self._rooms,
+            session=session,
         )
-        tried = self._tried.get(job.number, ())
+        tried = self._tried.get(flight.job.number, ())
         return self._policy.choose(request, self._snapshot, tried, conditions, self._rng)
 
     def _dispatch(self, flight: Flight, chosen: Chosen) -> None:

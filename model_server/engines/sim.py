@@ -91,6 +91,7 @@ class SimEngine:
             resume_modes=tuple(ResumeMode),
             exact_modes=(ResumeMode.REPLAY, ResumeMode.RESTORE),
             sleeps=settings.sleeps,
+            prefix_cache=settings.prefix_cache,
         )
 
     async def start(self) -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from discovery.endpoint import ModelState, Residency
 from model_server.admission import Admission
+from model_server.digest import Digest
 from model_server.engine import Engine, EngineError, EngineInfo, EngineLoad
 from model_server.inflight import InFlight
 from model_server.liveness import Liveness, LivenessRules
 from model_server.meter import Meter
+from model_server.prefixes import CachedPrefixes
 from model_server.prober import Prober
 from model_server.record import Device
 from model_server.residency.demand import Demand
@@ -41,6 +43,7 @@ class Surroundings:
     device: Device
     tick_s: float
     clock: Clock
+    digest: Digest = field(default_factory=Digest)
 
 
 class Held:
@@ -55,6 +58,8 @@ class Held:
         self.engine: Engine | None = None
         # What the engine was when there was one last.
         self.info: EngineInfo | None = None
+        # What is known of its engine's prefix cache; None without one.
+        self.cache: CachedPrefixes | None = None
         self.pinned = False
         self.demand = Demand()
         self.used_at_s = self.hot_since_s = around.clock()
@@ -126,10 +131,13 @@ class Held:
         await self.prober.run_until_started()
         if self.liveness.state.failed:
             raise NotAnswering(self.liveness)
+        if self.engine.info.prefix_cache:
+            self.cache = around.digest.cache(self.engine.info.kv_tokens, self.engine.info.block_tokens)
 
     async def put(self, to: Residency) -> None:
         """Move it out of the way; nothing may run on it. Where the engine cannot sleep, it is unloaded instead."""
         self.prober = self.liveness = None
+        self._forget()
         if to is Residency.ASLEEP and self.engine is not None and self.info is not None and self.info.sleeps:
             if self.residency is Residency.HOT:
                 try:
@@ -144,12 +152,19 @@ class Held:
     async def drop(self) -> None:
         """Unload it. Nothing happens if it has no engine. Raises TimeoutError if the engine does not end."""
         engine, self.engine = self.engine, None
+        self._forget()
         if engine is not None:
             self._steps_before += engine.load().steps
             # What was loaded once lies on the disk, also where a hub's cache holds it.
             self.residency = Residency.STAGED if self.info is not None or self.spec.staged() else Residency.LISTED
             async with asyncio.timeout(_STOP_WITHIN_S):
                 await engine.stop()
+
+    def _forget(self) -> None:
+        """Its cache is gone: an engine that sleeps drops it."""
+        if self.cache is not None:
+            self._around.digest.forget(self.cache)
+            self.cache = None
 
     def left(self) -> Refusal:
         """What a request hears that finds it gone."""

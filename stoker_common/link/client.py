@@ -33,6 +33,9 @@ OnLoad = Callable[[endpoint_pb2.Load], None]
 OnDirect = Callable[[worker_link_pb2.DirectStream], None]
 OnState = Callable[[LinkState], None]
 Metadata = tuple[tuple[str, str | bytes], ...]
+# Told of the peer's caches; False if a part was missed.
+OnDigest = Callable[[worker_link_pb2.CacheDigest], bool]
+_SEND_DIGEST = worker_link_pb2.AttachRequest(send_digest=worker_link_pb2.SendDigest())
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
@@ -69,8 +72,10 @@ class Link:
         clock: Clock,
         on_load: OnLoad,
         on_state: OnState,
+        on_digest: OnDigest | None = None,
         on_direct: OnDirect | None = None,
     ) -> None:
+        """With `on_digest`, the peer is asked what it has cached."""
         self._peer = peer
         self._where = where
         self._channel = channel
@@ -81,6 +86,7 @@ class Link:
         self._on_load = on_load
         self._on_state = on_state
         self._on_direct = on_direct
+        self._on_digest = on_digest
         self._ids = itertools.count(1)
         self._streams: dict[int, LinkStream] = {}
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
@@ -172,6 +178,8 @@ class Link:
             self._backoff.reset()
             self._told = ""
             self._become(LinkState.UP)
+            if self._on_digest is not None:
+                self._say(_SEND_DIGEST)
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._write(call)), tasks.create_task(self._watch())]
                 await self._read(call)
@@ -186,6 +194,8 @@ class Link:
             response = worker_link_pb2.AttachResponse.FromString(data)
             if response.HasField("step"):
                 step = response.step
+                if step.HasField("digest"):
+                    self._cached(step.digest)
                 for output in step.outputs:
                     self._take(output)
                 for stream_id in step.running_without_output:
@@ -196,10 +206,17 @@ class Link:
                 self._sign(step.step, step.load if step.HasField("load") else None)
             elif response.HasField("heartbeat"):
                 beat = response.heartbeat
+                if beat.HasField("digest"):
+                    self._cached(beat.digest)
                 self._sign(beat.step, beat.load if beat.HasField("load") else None)
             elif response.HasField("goodbye"):
                 log.info("server leaves", extra={"server": self._peer, "reason": response.goodbye.reason})
                 self._become(LinkState.LEAVING)
+
+    def _cached(self, digest: worker_link_pb2.CacheDigest) -> None:
+        """Before a step's outputs, so that whoever is told of a computed prompt finds it in the cache."""
+        if self._on_digest is not None and not self._on_digest(digest):
+            self._say(_SEND_DIGEST)
 
     def _take(self, output: worker_link_pb2.StreamOutput) -> None:
         """Hand one stream what it got. Runs once a token and stream."""

@@ -19,8 +19,12 @@ from router.attempt import Part, Transport
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault
 from router.interrupt import Interrupt
+from router.ledger import Key
 from router.link_transport import LinkTransport
+from router.prefix_index import PrefixIndex
 from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1.worker_link_pb2 import CacheDigest
+from stoker_common import prefix
 from stoker_common.fold import Fold
 from stoker_common.link.client import LinkRules
 from stoker_common.link.state import LinkState
@@ -43,6 +47,13 @@ class Way:
     fleet: FleetServer
     states: list[LinkState] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    index: PrefixIndex = field(default_factory=PrefixIndex)
+    # Whether the next digest gets lost.
+    miss_next: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.endpoint.server, self.endpoint.epoch
 
     @property
     def endpoint(self) -> Endpoint:
@@ -57,6 +68,17 @@ class Way:
         interrupt: Interrupt | None = None,
     ) -> AsyncGenerator[Part, None]:
         return self.transport.attempt(endpoint or self.endpoint, asked, timeout_s, (), interrupt or Interrupt())
+
+    def cached(self, _: Endpoint, digest: CacheDigest) -> bool:
+        """Takes what is announced."""
+        if self.miss_next:
+            self.miss_next = False
+            return True
+        return self.index.update(self.key, digest)
+
+    def held(self, asked: generation_pb2.Generation) -> int:
+        """How many blocks of the prompt the server has announced."""
+        return self.index.depths(prefix.of(asked, asked.model).hashes).get(self.key)
 
     async def ask(self, asked: generation_pb2.Generation, **how: Any) -> inference_pb2.GenerateResponse:
         fold = Fold()
@@ -92,7 +114,9 @@ async def way(kind: str, sim: SimSettings = FAST, **settings: Any) -> AsyncItera
                 rules=RULES,
             )
         made = Way(kind, transport, fleet)
-        transport.listen(lambda _, load: made.loads.append(load), lambda _, state: made.states.append(state))
+        transport.listen(
+            lambda _, load: made.loads.append(load), lambda _, state: made.states.append(state), made.cached
+        )
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(transport.run())
             transport.keep([made.endpoint])
@@ -286,3 +310,63 @@ async def test_no_task_and_no_descriptor_is_left(kind: str) -> None:
             await up.ask(generation(max_tokens=5))
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     await until(lambda: descriptors() <= before + 2)
+
+
+LONG = "the boilers are hot and the lamps are lit; " * 50
+
+
+async def test_a_link_tells_what_is_cached_with_the_part_that_shows_it() -> None:
+    async with way("links", SLOW) as up:
+        asked = generation(LONG, max_tokens=1000)
+        asked.session.id = "s"
+        async with aclosing(up.attempt(asked)) as parts:
+            assert up.held(asked) == 0
+            await anext(parts)
+            assert up.held(asked) == len(LONG) // 256
+        assert up.index.sessions(up.key) == 1
+        await until(up.idle)
+
+
+async def test_a_next_turn_is_announced_when_the_answer_ends() -> None:
+    async with way("links") as up:
+        asked = generation(LONG, max_tokens=200)
+        answer = await up.ask(asked)
+        whole = generation(LONG + answer.outputs[0].text)
+        assert up.held(whole) == len(whole.text.encode()) // 256 > up.held(asked)
+        again = await up.ask(generation(whole.text + " and then?", max_tokens=1))
+        assert again.started.cached_tokens > 0.9 * again.started.prompt_tokens
+
+
+async def test_a_digest_that_was_missed_is_asked_for_anew() -> None:
+    async with way("links") as up:
+        await up.ask(generation(LONG, max_tokens=2))
+        up.miss_next = True
+        await up.ask(generation("another: " + LONG, max_tokens=2))
+        await up.ask(generation("a third: " + LONG, max_tokens=2))
+        await until(lambda: up.held(generation("another: " + LONG)) > 0)
+        assert up.held(generation(LONG)) == up.held(generation("a third: " + LONG)) > 0
+
+
+async def test_a_long_digest_holds_up_no_stream() -> None:
+    rng = random.Random(1)
+    async with way("links") as up:
+        cache = up.fleet.server.digest.cache(10**9, 16)
+        for session in range(1, 1001):
+            cache.add(prefix.Prefix(tuple(rng.getrandbits(64) for _ in range(100)), 25_600, b"state"), 6400, session)
+        cache.add(prefix.of(generation(LONG), generation().model), 500, 0)
+        # It begins anew because of a gap, and a stream goes on meanwhile.
+        up.miss_next = True
+        asking = asyncio.ensure_future(up.ask(generation(max_tokens=50)))
+        await until(lambda: up.index.blocks(up.key) > 100_000, within_s=20.0)
+        assert len((await asking).outputs[0].token_ids) == 50
+        assert up.held(generation(LONG)) == len(LONG) // 256
+        assert up.index.sessions(up.key) == 1000
+
+
+async def test_a_server_whose_engine_has_no_prefix_cache_announces_nothing() -> None:
+    async with way("links", FAST.model_copy(update={"prefix_cache": False})) as up:
+        asked = generation(LONG, max_tokens=2)
+        asked.session.id = "s"
+        await up.ask(asked)
+        assert up.key in up.index
+        assert (up.index.blocks(up.key), up.index.sessions(up.key)) == (0, 0)

@@ -37,7 +37,7 @@ class _SessionModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionMo
     SESSION_MODE_SOFT: _SessionMode.ValueType  # 1
     """It goes where its first token comes soonest; what its server has cached counts for that server."""
     SESSION_MODE_HARD: _SessionMode.ValueType  # 2
-    """It waits for its server."""
+    """It waits for the server that has its cache, within the deadline; it moves when that server is gone, draining or failing."""
 
 class SessionMode(_SessionMode, metaclass=_SessionModeEnumTypeWrapper):
     """How firmly a session stays with its server."""
@@ -47,7 +47,7 @@ SESSION_MODE_UNSPECIFIED: SessionMode.ValueType  # 0
 SESSION_MODE_SOFT: SessionMode.ValueType  # 1
 """It goes where its first token comes soonest; what its server has cached counts for that server."""
 SESSION_MODE_HARD: SessionMode.ValueType  # 2
-"""It waits for its server."""
+"""It waits for the server that has its cache, within the deadline; it moves when that server is gone, draining or failing."""
 Global___SessionMode: _TypeAlias = SessionMode  # noqa: Y015
 
 class _OnServerFailure:

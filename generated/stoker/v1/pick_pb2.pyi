@@ -25,10 +25,13 @@ class Pick(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The term that decided, `cached prefix`, `shortest queue`, `only candidate`, and the like."""
     candidates: _builtins.int
     """How many servers could have been chosen."""
+    cached_tokens: _builtins.int
+    """How many of the prompt's tokens were expected in that server's cache."""
     @_builtins.property
     def cost(self) -> Global___Cost:
         """The expected cost of the server that was chosen."""
@@ -39,10 +42,11 @@ class Pick(_message.Message):
         reason: _builtins.str = ...,
         cost: Global___Cost | None = ...,
         candidates: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "cost", b"cost", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "candidates", b"candidates", "cost", b"cost", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

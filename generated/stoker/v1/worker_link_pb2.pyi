@@ -36,6 +36,7 @@ class AttachRequest(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
+    SEND_DIGEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First, once."""
@@ -56,6 +57,10 @@ class AttachRequest(_message.Message):
     def move(self) -> Global___MoveStream:
         """Let a client's own stream go on elsewhere."""
 
+    @_builtins.property
+    def send_digest(self) -> Global___SendDigest:
+        """Tell what is cached, from now on."""
+
     def __init__(
         self,
         *,
@@ -64,12 +69,13 @@ class AttachRequest(_message.Message):
         cancel: Global___CancelStream | None = ...,
         window: Global___Window | None = ...,
         move: Global___MoveStream | None = ...,
+        send_digest: Global___SendDigest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "start", b"start", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "send_digest", b"send_digest", "start", b"start", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "start", b"start", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "send_digest", b"send_digest", "start", b"start", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "window", "move"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "window", "move", "send_digest"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -162,7 +168,6 @@ class Welcome(_message.Message):
     LINK_VERSION_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
-    DIGEST_FIELD_NUMBER: _builtins.int
     link_version: _builtins.int
     """The version both will speak."""
     @_builtins.property
@@ -173,21 +178,16 @@ class Welcome(_message.Message):
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """How often it will send a heartbeat at least."""
 
-    @_builtins.property
-    def digest(self) -> Global___CacheDigest:
-        """Everything it holds in its cache."""
-
     def __init__(
         self,
         *,
         link_version: _builtins.int = ...,
         endpoint: _endpoint_pb2.Endpoint | None = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
-        digest: Global___CacheDigest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "endpoint", b"endpoint", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "endpoint", b"endpoint", "heartbeat_interval", b"heartbeat_interval", "link_version", b"link_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "heartbeat_interval", b"heartbeat_interval", "link_version", b"link_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,6 +314,25 @@ class Window(_message.Message):
 Global___Window: _TypeAlias = Window  # noqa: Y015
 
 @_typing.final
+class SendDigest(_message.Message):
+    """Tell what is cached: all of it, and then what changes, with steps and heartbeats. Said again by a router that has missed a
+    part. Who does not say it is told nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendDigest: _TypeAlias = SendDigest  # noqa: Y015
+
+@_typing.final
 class Step(_message.Message):
     """What one step of the engine produced for this router."""
 
@@ -337,7 +356,7 @@ class Step(_message.Message):
 
     @_builtins.property
     def digest(self) -> Global___CacheDigest:
-        """What came and went in its cache. Default: nothing."""
+        """What came and went in its caches. Default: nothing."""
 
     @_builtins.property
     def running_without_output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -482,6 +501,7 @@ class Heartbeat(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     LOOP_LAG_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The engine's step counter."""
     @_builtins.property
@@ -492,16 +512,21 @@ class Heartbeat(_message.Message):
     def load(self) -> _endpoint_pb2.Load:
         """Its load."""
 
+    @_builtins.property
+    def digest(self) -> Global___CacheDigest:
+        """What came and went in its caches. Default: nothing."""
+
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         loop_lag: _duration_pb2.Duration | None = ...,
         load: _endpoint_pb2.Load | None = ...,
+        digest: Global___CacheDigest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "loop_lag", b"loop_lag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "load", b"load", "loop_lag", b"loop_lag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "loop_lag", b"loop_lag", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "load", b"load", "loop_lag", b"loop_lag", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -537,7 +562,9 @@ Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
 class CacheDigest(_message.Message):
-    """What came and went in a server's prefix cache."""
+    """What came and went in the prefix caches of a server's engines. A long one is told in pieces, one after the other, and a
+    chain's beginning before its end.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -547,11 +574,11 @@ class CacheDigest(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """The digest's number; each follows the one before."""
+    """The digest's number on this link; each follows the one before."""
     full: _builtins.bool
-    """Whether this is all there is, rather than a change."""
+    """Whether it begins anew: what was told before counts no longer. What is told after adds to it."""
     added: _builtins.bytes
-    """Hashes of blocks that are now cached, 8 bytes each, concatenated."""
+    """Hashes of blocks that are now cached (stoker_common/prefix.py), 8 bytes each, little endian, concatenated."""
     removed: _builtins.bytes
     """Hashes of blocks that are no longer cached, the same way."""
     @_builtins.property
@@ -584,9 +611,9 @@ class CachedSession(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
-    """A hash of the session's id."""
+    """A hash of the session's id, with its model and cache salt."""
     tokens: _builtins.int
-    """How many of its tokens are cached; 0 if it is gone."""
+    """How many tokens of its next prompt are cached; 0 if it is gone."""
     def __init__(
         self,
         *,

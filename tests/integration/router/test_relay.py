@@ -53,6 +53,9 @@ async def test_each_zones_router_serves_its_own_zone_first() -> None:
 
 async def test_a_session_returns_to_the_server_that_has_its_prefix_cached() -> None:
     async with mesh(4, zones=("zone-a",)) as up, channel_to(up.address) as channel:
+        index = up.routers["zone-a"].learned.caches.index
+        endpoints = [each.server.endpoint() for each in up.servers]
+        await until(lambda: all((each.server, each.epoch) in index for each in endpoints))
         asked = generation("the same long beginning " * 40, max_tokens=2)
         asked.session.id = "s1"
         answers = [await unary(channel, asked) for _ in range(6)]

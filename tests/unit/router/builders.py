@@ -31,7 +31,7 @@ def key(of: Endpoint) -> Key:
     return of.server, of.epoch
 
 
-def request(prompt_tokens: int = 100, output_tokens: int = 100, session: str = "") -> Request:
+def request(prompt_tokens: int = 100, output_tokens: int = 100, session: int = 0) -> Request:
     return Request("r", MODEL, prompt_tokens, output_tokens, session)
 
 

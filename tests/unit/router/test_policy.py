@@ -1,14 +1,16 @@
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from discovery.catalog import CatalogState
 from discovery.endpoint import Endpoint
 from router.ejection import Breakers, EjectionRules
-from router.ledger import Account, Key
+from router.ledger import Account, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
+from router.room import RoomRules, Rooms
 from router.scorers import Rates
 from router.snapshot import Snapshot
 from tests.fakes.clock import FakeClock
@@ -27,12 +29,23 @@ class Setting:
         self.breakers = Breakers(EjectionRules(), self.clock, random.Random(1))
         self.accounts: dict[Key, Account] = {}
         self.held: dict[Key, int] = {}
+        self.session: dict[Key, int] = {}
         self.ways_ms: dict[str, float] = {}
         self.rng = random.Random(1)
 
-    def pick(self, *tried: Endpoint, prompt_tokens: int = 100, output_tokens: int = 100) -> Chosen | None:
-        conditions = Conditions(self.accounts, self.breakers, self.held, self.ways_ms, self.clock())
-        asked = request(prompt_tokens, output_tokens)
+    def pick(
+        self,
+        *tried: Endpoint,
+        prompt_tokens: int = 100,
+        output_tokens: int = 100,
+        session: int = 0,
+        hard: bool = False,
+        rooms: Rooms | None = None,
+    ) -> Chosen | None:
+        conditions = Conditions(
+            self.accounts, self.breakers, self.held, self.ways_ms, self.clock(), rooms, self.session
+        )
+        asked = replace(request(prompt_tokens, output_tokens, session), hard=hard)
         return POLICY.choose(asked, self.snapshot, {key(each) for each in tried}, conditions, self.rng)
 
     def server(self, *tried: Endpoint, prompt_tokens: int = 100) -> tuple[str, str]:
@@ -72,10 +85,95 @@ def test_the_shortest_queue() -> None:
 
 def test_a_session_goes_where_its_cache_is_until_the_wait_there_costs_more_than_it_saves() -> None:
     setting = Setting(A1, A2)
-    setting.held[key(A2)] = 900
+    setting.held[key(A2)] = setting.session[key(A2)] = 900
     assert setting.server(prompt_tokens=1000) == ("a-2", "session's cache")
     setting.accounts[key(A2)] = Account(own_prompt_tokens=1000)
     assert setting.server(prompt_tokens=1000) == ("a-1", "shortest queue")
+
+
+def test_a_prefix_counts_as_a_session_does() -> None:
+    setting = Setting(A1, A2)
+    setting.held[key(A2)] = 900
+    assert setting.server(prompt_tokens=1000) == ("a-2", "cached prefix")
+
+
+def homes(setting: Setting) -> dict[int, str]:
+    """Where sessions that have no cache anywhere go."""
+    found = {}
+    for session in range(1, 400):
+        chosen = setting.pick(session=session * 0x9E3779B97F4A7C15 % 2**64)
+        assert chosen is not None
+        found[session] = chosen.candidate.holder.member.endpoint.server
+    return found
+
+
+@pytest.mark.parametrize("servers", [4, 40])
+def test_a_sessions_first_home_is_the_same_for_every_router_and_all_get_their_share(servers: int) -> None:
+    endpoints = [endpoint(f"a-{place}") for place in range(servers)]
+    one, other = Setting(*endpoints), Setting(*reversed(endpoints))
+    other.rng.seed(99)
+    first, second = homes(one), homes(other)
+    assert first == second
+    shares = Counter(first.values())
+    assert len(shares) == servers
+    assert max(shares.values()) < 3 * len(first) / servers
+
+
+def test_sessions_stay_put_when_servers_come_and_go_elsewhere() -> None:
+    endpoints = [endpoint(f"a-{place}") for place in range(5)]
+    before = homes(Setting(*endpoints))
+    after = homes(Setting(*endpoints[1:]))
+    assert {session for session in before if before[session] != after[session]} == {
+        session for session in before if before[session] == "a-0"
+    }
+    # And those of the one that went are spread over the others.
+    assert len({after[session] for session in before if before[session] == "a-0"}) == 4
+
+
+def test_a_session_stays_where_it_is_among_near_ties() -> None:
+    endpoints = [endpoint(f"a-{place}") for place in range(5)]
+    setting = Setting(*endpoints)
+    for at in endpoints:
+        setting.session = {key(at): 1}
+        assert set(homes(setting).values()) == {at.server}
+
+
+def hard(setting: Setting, *tried: Endpoint, rooms: Rooms | None = None) -> tuple[str, str] | None:
+    chosen = setting.pick(*tried, session=7, hard=True, rooms=rooms)
+    return (chosen.candidate.holder.member.endpoint.server, chosen.reason) if chosen else None
+
+
+def test_a_hard_session_waits_for_its_server() -> None:
+    setting = Setting(A1, A2)
+    setting.session = {key(A1): 1, key(A2): 900}
+    setting.accounts[key(A2)] = Account(own_streams=8, own_prompt_tokens=50_000)
+    assert hard(setting) == ("a-2", "session's server")
+    # Full: nobody gets it, and it waits in the router.
+    rooms = Rooms(RoomRules(waiting_per_server=0), Ledger(setting.clock), setting.clock)
+    assert hard(setting, rooms=rooms) is None
+    soft = setting.pick(session=7, rooms=rooms)
+    assert soft is not None
+    assert soft.candidate.holder.member.key == key(A1)
+
+
+def test_a_hard_session_without_a_server_yet_goes_where_it_is_cheapest() -> None:
+    setting = Setting(A1, A2)
+    setting.accounts[key(A2)] = Account(own_prompt_tokens=500)
+    assert hard(setting) == ("a-1", "shortest queue")
+
+
+def test_a_hard_session_moves_when_its_server_is_gone_leaving_failing_or_failed_it() -> None:
+    setting = Setting(A1)
+    setting.session = {key(A2): 900}
+    assert hard(setting) == ("a-1", "only candidate")
+    leaving = Setting(A1, A2, states={"a-2": CatalogState.LEAVING})
+    leaving.session = {key(A2): 900}
+    assert hard(leaving) == ("a-1", "only candidate")
+    failing = Setting(A1, A2)
+    failing.session = {key(A2): 900}
+    assert hard(failing, A2) == ("a-1", "only candidate")
+    failing.breakers.failed(key(A2), dead_link=True)
+    assert hard(failing) == ("a-1", "only candidate")
 
 
 def test_a_restarted_servers_cache_is_empty() -> None:

@@ -15,7 +15,8 @@ from discovery.catalog import CatalogView
 from discovery.endpoint import Endpoint
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
-from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
+from router.caches import Caches
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
@@ -138,7 +139,7 @@ class Scripted:
     def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
         self.moved.append(reservation)
 
-    def listen(self, on_load: OnLoad, on_link: OnLink) -> None: ...
+    def listen(self, on_load: OnLoad, on_link: OnLink, on_digest: OnDigest) -> None: ...
 
     async def run(self) -> None: ...
 
@@ -152,7 +153,11 @@ class Bench:
         self.clock = FakeClock()
         self.transport = transport
         self.learned = Learned(
-            Ledger(self.clock), Breakers(EjectionRules(), self.clock, random.Random(1)), Sessions(10), Sizing(), Ways()
+            Ledger(self.clock),
+            Breakers(EjectionRules(), self.clock, random.Random(1)),
+            Caches(Sessions(10)),
+            Sizing(),
+            Ways(),
         )
         self.fleet = Fleet(self.learned.ledger, lambda members: None)
         self.fleet.publish(view(endpoints) if endpoints else CatalogView())

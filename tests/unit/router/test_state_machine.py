@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Endpoint
-from router.attempt import Metadata, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import BreakerState
@@ -148,7 +148,7 @@ class FakeTransport:
     def move(self, endpoint: Endpoint, reservation: bytes, why: str) -> None:
         """See Transport."""
 
-    def listen(self, on_load: OnLoad, on_link: OnLink) -> None:
+    def listen(self, on_load: OnLoad, on_link: OnLink, on_digest: OnDigest) -> None:
         self.on_link = on_link
 
     async def close(self) -> None: ...

@@ -193,7 +193,6 @@ INVALID = [
 
 NOT_YET = [
     (generation(lora_adapter="mine"), "generation.lora_adapter"),
-    (generation(session=pb.Session(id="s", mode=pb.SESSION_MODE_HARD)), "generation.session.mode"),
     (generation(tenant=pb.Tenant(id="t")), "generation.tenant"),
     (chatting(IMAGE), "generation.chat.messages.content.image"),
 ]
@@ -220,6 +219,7 @@ FINE = [
     generation(
         on_server_failure=pb.ON_SERVER_FAILURE_FAIL, session=pb.Session(id="my session", mode=pb.SESSION_MODE_SOFT)
     ),
+    generation(session=pb.Session(id="s", mode=pb.SESSION_MODE_HARD)),
     generation(request_id="a-Z_0.9:/" + "x" * 119, cache_salt="s" * 256, priority=-5),
 ]
 
