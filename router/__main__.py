@@ -1,68 +1,13 @@
-"""`python -m router`: settings, signals, and the outside world around a RouterServer."""
+"""`python -m router`: settings, signals, and one process that serves, or a parent of several (`processes`)."""
 
-import asyncio
-import random
-import signal
+import os
 import sys
-import time
-from importlib.metadata import version
 
 import uvloop
 
-from discovery.consul_client import ConsulClient
-from discovery.consul_registrar import ConsulRegistrar, RegistrarTiming
-from discovery.consul_watcher import ConsulWatcher
-from discovery.router_record import ROUTER
-from router.call_transport import CallTransport
 from router.config import RouterSettings
-from router.link_transport import LinkTransport
-from router.registration import registered
-from router.report import Identity
-from router.server import RouterServer, World
-from stoker_common import logs, metrics, tracing
-from stoker_common.link.client import LinkRules
+from stoker_common import logs
 from stoker_common.settings import SettingsError, load
-
-# Nobody watches for routers, so there is nobody to wait for when the record goes.
-TIMING = RegistrarTiming(settle_s=0.0, leave_within_s=2.0)
-
-
-async def serve(settings: RouterSettings) -> None:
-    """Run one router until SIGTERM or SIGINT."""
-    router_id = settings.router_id or f"router-{settings.zone}"
-    traces = tracing.configure("stoker-router", settings.otlp_endpoint or None)
-    rng = random.Random()
-    async with ConsulClient(settings.consul_address) as consul:
-        world = World(
-            watcher=ConsulWatcher(consul, settings.zone, rng=rng, zones=settings.zones or None),
-            transport=LinkTransport(
-                CallTransport(), router=router_id, zone=settings.zone, clock=time.monotonic, rng=rng, rules=LinkRules()
-            ),
-            traces=traces,
-            clock=time.monotonic,
-            rng=rng,
-        )
-        server = RouterServer(settings, Identity(router_id, settings.zone, version("stoker"), time.time()), world)
-        registrar = ConsulRegistrar(consul, rng=rng, timing=TIMING, form=ROUTER)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _leave, registrar, server)
-        scraped = None
-        if settings.metrics_port >= 0:
-            scraped = metrics.serve(server.registry, settings.metrics_host, settings.metrics_port)
-        try:
-            async with registered(registrar, settings, router_id, server) as listening:
-                await server.run(listening)
-        finally:
-            if scraped is not None:
-                scraped.close()
-            traces.shutdown()
-
-
-def _leave(registrar: ConsulRegistrar, server: RouterServer) -> None:
-    """Clients are told first, so that none finds this router while it drains."""
-    registrar.leaving("drains")
-    server.stop()
 
 
 def main() -> int:
@@ -73,12 +18,20 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     logs.configure(settings.log_level, "router", sys.stdout)
+    count = settings.processes or os.cpu_count() or 1
     try:
-        uvloop.run(serve(settings))
+        # Either import is for one of the two alone: a parent has no business with grpc.
+        if count == 1:
+            from router.single import serve_alone
+
+            uvloop.run(serve_alone(settings))
+            return 0
+        from router.parent import serve_by_processes
+
+        return uvloop.run(serve_by_processes(settings, count, sys.argv[1:]))
     except OSError as error:
         sys.stderr.write(f"router: {error}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

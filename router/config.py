@@ -10,12 +10,15 @@ from stoker_common.tickets import TicketKeys
 
 
 class RouterSettings(Settings):
-    """One router process."""
+    """One router: a process, or several that share its port."""
 
     zone: str = Field("zone-a", min_length=1, description="zone the router serves first: its Consul datacenter")
     router_id: str = Field("", description="name in status, traces and logs; default: router-<zone>")
     listen_host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     listen_port: int = Field(7070, ge=0, le=65535, description="port for gRPC; 0 takes any free one")
+    processes: int = Field(
+        1, ge=0, le=256, description="processes that share the port, each on a core of its own; 0: as many as cores"
+    )
     advertise_address: str = Field(
         "", description="host or host:port for clients; default: where it listens, or this host's name"
     )

@@ -72,7 +72,13 @@ class RouterMetrics:
             "Requests that were not tried again because the retry budget was spent.",
             registry=registry,
         )
-        self.in_flight = Gauge("stoker_router_in_flight", "Requests in flight.", registry=registry)
+        self.in_flight = Gauge(
+            # Of several processes, the sum of those that live.
+            "stoker_router_in_flight",
+            "Requests in flight.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
 
     def observe(self, flight: Flight) -> None:
         """A request is over."""

@@ -3,15 +3,23 @@
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from discovery.catalog import Registrar
+from discovery.consul_registrar import RegistrarTiming
 from discovery.endpoint import Endpoint
 from router.config import RouterSettings
-from router.server import RouterServer
+
+# Nobody watches for routers, so there is nobody to wait for when the record goes.
+TIMING = RegistrarTiming(settle_s=0.0, leave_within_s=2.0)
 
 _WILDCARDS = ("0.0.0.0", "::", "[::]", "")
+
+
+def router_id(settings: RouterSettings) -> str:
+    """The router's name in status, traces and logs."""
+    return settings.router_id or f"router-{settings.zone}"
 
 
 def advertised(settings: RouterSettings, port: int) -> str:
@@ -26,9 +34,12 @@ def advertised(settings: RouterSettings, port: int) -> str:
 
 @asynccontextmanager
 async def registered(
-    registrar: Registrar, settings: RouterSettings, router_id: str, server: RouterServer
+    registrar: Registrar, settings: RouterSettings, port: Callable[[], int]
 ) -> AsyncIterator[asyncio.Event]:
-    """Registers the router from when the event is set, which says that it listens, until the block has ended."""
+    """Registers the router from when the event is set, which says that it listens on `port`, until the block has ended.
+
+    Once for each router, however many processes it has.
+    """
     listening = asyncio.Event()
 
     async def register() -> None:
@@ -36,8 +47,8 @@ async def registered(
         # Routers of one host may share an id; in Consul each is one record.
         registrar.announce(
             Endpoint(
-                server=f"{router_id}-{server.port}",
-                address=advertised(settings, server.port),
+                server=f"{router_id(settings)}-{port()}",
+                address=advertised(settings, port()),
                 zone=settings.zone,
                 epoch=uuid.uuid4().hex,
                 engine="",

@@ -74,9 +74,10 @@ class World:
 class RouterServer:
     """One router. `run` serves until `stop` is called; build as many in a process as you like."""
 
-    def __init__(self, settings: RouterSettings, identity: Identity, world: World) -> None:
+    def __init__(self, settings: RouterSettings, identity: Identity, world: World, *, share_port: bool = False) -> None:
         self._settings = settings
         self._world = world
+        self._share_port = share_port
         self.transport = world.transport
         self._stop = asyncio.Event()
         self.registry = CollectorRegistry()
@@ -167,7 +168,7 @@ class RouterServer:
         self._stop.set()
 
     async def _listen(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=server_options())
+        server = grpc.aio.server(options=server_options(share_port=self._share_port))
         for service in (
             InferenceService(self._entry),
             ModelService(self.report),

@@ -8,6 +8,7 @@ import click
 COMMANDS = {
     "up": ("stoker_client.cli.up", "Start a mesh on this machine and keep it running."),
     "down": ("stoker_client.cli.down", "End the mesh that runs on this machine."),
+    "router": ("stoker_client.cli.router", "Run a router in front; flags as for `python -m router`."),
     "generate": ("stoker_client.cli.generate", "Ask a model; the answer comes as it is generated."),
     "status": ("stoker_client.cli.status", "Show zones, servers, models, load and breakers."),
     "explain": ("stoker_client.cli.explain", "Show what a request would cost on each server, term by term."),

@@ -24,6 +24,9 @@ class MeshSettings(Settings):
         default=2, ge=1, le=MOST_ZONES, description="How many zones, each a Consul datacenter of its own"
     )
     servers_per_zone: int = Field(default=1, ge=1, le=MOST_SERVERS, description="Model servers in each zone")
+    router_processes: int = Field(
+        default=1, ge=0, le=256, description="Processes of each zone's router; 0: as many as cores"
+    )
     engine: Literal["vllm", "sim"] = Field(default="vllm", description="What generates: real vLLM, or the simulator")
     model: str = Field(
         default="", description=f"Model folder or Hugging Face id; none: $STOKER_MODEL, else {DEFAULT_MODEL}"

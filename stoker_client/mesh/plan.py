@@ -91,6 +91,7 @@ def _router(settings: MeshSettings, index: int, zone: str, consul: str) -> Proce
     name = f"router-{zone}"
     port = settings.port_base + index * ZONE_PORTS
     argv = [*_ours("router", zone, port, consul), "--router-id", name, "--drain-seconds", str(settings.drain_s)]
+    argv += ["--processes", str(settings.router_processes)]
     return _process(name, Kind.ROUTER, zone, argv, port)
 
 

@@ -15,7 +15,10 @@ from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.ledger import Ledger
 from router.metrics import FleetCollector, RouterMetrics
+from router.process_metrics import ProcessesCollector
+from router.processes import Processes, ProcessRules
 from router.reservations import ReservationMetrics
+from stoker_common.backoff import Backoff
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/operations.md"
 
@@ -25,7 +28,11 @@ def names(registry: CollectorRegistry) -> set[str]:
     return {family.name + "_total" * (family.type == "counter") for family in registry.collect()}
 
 
-def test_the_page_names_the_metrics_that_there_are() -> None:
+def never() -> Backoff:
+    raise AssertionError("nothing is started here")
+
+
+def test_the_page_names_the_metrics_that_there_are(tmp_path: Path) -> None:
     router = CollectorRegistry()
     RouterMetrics(router)
     AdmissionMetrics(router)
@@ -33,6 +40,7 @@ def test_the_page_names_the_metrics_that_there_are() -> None:
     ledger = Ledger(lambda: 0.0)
     breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))
     router.register(FleetCollector(Fleet(ledger, lambda _: None), ledger, breakers, lambda: 0.0))
+    router.register(ProcessesCollector(tmp_path, Processes(1, lambda n, fd: [], {}, ProcessRules(1.0), never, float)))
     server = ServerMetrics(["m"])
     ResidencyMetrics(server.registry).watch(tuple)
     server.watch(Load, lambda: LifeState.SERVING, lambda: 0)

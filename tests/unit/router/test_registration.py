@@ -1,8 +1,6 @@
 """A router's life in the catalog."""
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -53,12 +51,13 @@ class Registrar:
         self.told.append("left")
 
 
-SERVER: Any = SimpleNamespace(port=7071)
+def port() -> int:
+    return 7071
 
 
 async def test_it_is_registered_once_it_listens_and_until_it_has_drained() -> None:
     registrar = Registrar()
-    async with registered(registrar, RouterSettings.model_validate({}), "r1", SERVER) as listening:
+    async with registered(registrar, RouterSettings.model_validate({"router_id": "r1"}), port) as listening:
         await asyncio.sleep(0)
         assert not registrar.told
         listening.set()
@@ -70,6 +69,6 @@ async def test_it_is_registered_once_it_listens_and_until_it_has_drained() -> No
 async def test_a_port_that_cannot_be_had_is_told_as_it_is() -> None:
     registrar = Registrar()
     with pytest.raises(OSError, match="taken"):
-        async with registered(registrar, RouterSettings.model_validate({}), "r1", SERVER):
+        async with registered(registrar, RouterSettings.model_validate({"router_id": "r1"}), port):
             raise OSError("the port is taken")
     assert not registrar.told

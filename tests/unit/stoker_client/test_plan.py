@@ -56,6 +56,12 @@ def test_everyone_talks_to_the_consul_of_his_zone() -> None:
     assert used == consul
 
 
+def test_a_router_may_have_several_processes() -> None:
+    mesh = planned(MeshSettings(engine="sim", router_processes=3))
+    argv = [process.argv for process in mesh.processes if process.kind is Kind.ROUTER]
+    assert [each[each.index("--processes") + 1] for each in argv] == ["3", "3"]
+
+
 def test_the_model_goes_to_the_servers_alone() -> None:
     mesh = planned(MeshSettings(), "/models/m")
     assert all(("/models/m" in process.argv) == (process.kind is Kind.SERVER) for process in mesh.processes)
