@@ -1,17 +1,15 @@
 """How a request reaches an endpoint: the interface behind which calls, and later links, sit."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from discovery.endpoint import Endpoint, Load
 from router.interrupt import Interrupt
 from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common.link.state import LinkState
+from stoker_common.parts import only_deltas
 
 Metadata = tuple[tuple[str, str | bytes], ...]
-
-
 OnLoad = Callable[[Endpoint, Load], None]
 OnDirect = Callable[[Endpoint, worker_link_pb2.DirectStream], None]
 OnLink = Callable[[Endpoint, LinkState], None]
@@ -19,12 +17,28 @@ OnLink = Callable[[Endpoint, LinkState], None]
 OnDigest = Callable[[Endpoint, worker_link_pb2.CacheDigest], bool]
 
 
-@dataclass(frozen=True, slots=True)
 class Part:
-    """A part of an answer: as it came, to be passed on, and parsed, to be accounted for."""
+    """A part of an answer: as it came, to be passed on, and parsed where somebody looks into it.
 
-    data: bytes
-    message: inference_pb2.GenerateStreamResponse
+    `plain`: it is output and nothing else, of which `tokens` tokens, and need not be looked into. Most parts are.
+    """
+
+    __slots__ = ("_message", "data", "plain", "tokens")
+
+    def __init__(
+        self, data: bytes, message: inference_pb2.GenerateStreamResponse | None = None, *, tokens: int = 0
+    ) -> None:
+        self.data = data
+        self.tokens = tokens
+        self.plain = message is None and only_deltas(data)
+        self._message = message
+
+    @property
+    def message(self) -> inference_pb2.GenerateStreamResponse:
+        """What it says."""
+        if self._message is None:
+            self._message = inference_pb2.GenerateStreamResponse.FromString(self.data)
+        return self._message
 
 
 class Transport(Protocol):

@@ -4,6 +4,7 @@ from types import TracebackType
 from typing import Self
 
 from discovery.messages import load_from_proto
+from router.attempt import Part
 from router.errors import EndpointError, Fault
 from router.flight import Flight
 from router.learned import Learned
@@ -41,17 +42,17 @@ class Dispatch:
         self._learned.breakers.dispatched(self._member.key)
         return self
 
-    def received(self, message: inference_pb2.GenerateStreamResponse) -> bool:
-        """A part came. Whether it is the one that tells how the generation started."""
-        first = message.HasField("started")
+    def received(self, part: Part) -> bool:
+        """A part came. Whether it is the one that tells how the generation started. Runs once a token."""
+        first = not part.plain and part.message.HasField("started")
         if first:
-            self._began(message.started)
-        if message.deltas and not self._started:
+            self._began(part.message.started)
+        if not self._started and (part.plain or part.message.deltas):
             self._started = True
             self._booking.first_token()
             self._expected.close()
             self._answered()
-        self._flight.received(message)
+        self._flight.received(part)
         return first
 
     def finished(self, message: inference_pb2.GenerateStreamResponse) -> None:

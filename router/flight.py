@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 
+from router.attempt import Part
 from router.errors import EndpointError
 from router.policy import Chosen
 from stoker.v1 import endpoint_pb2, inference_pb2
@@ -64,10 +65,14 @@ class Flight:
         self.tries.append(attempt)
         return attempt
 
-    def received(self, message: inference_pb2.GenerateStreamResponse) -> None:
-        """A part came."""
-        self.transcript.add(message)
-        tokens = sum(len(delta.token_ids) for delta in message.deltas)
+    def received(self, part: Part) -> None:
+        """A part came. Runs once a token."""
+        if part.plain:
+            self.transcript.append(part.data)
+            tokens = part.tokens
+        else:
+            self.transcript.add(part.message)
+            tokens = sum(len(delta.token_ids) for delta in part.message.deltas)
         if not tokens:
             return
         now_s = self.clock()

@@ -12,7 +12,7 @@ from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault, endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
-from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
+from stoker.v1 import generation_pb2, worker_link_pb2
 from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
 from stoker_common.link.client import VERSION, Link, LinkRules
@@ -76,7 +76,7 @@ class LinkTransport:
         interrupt.bind(stream.fail)
         try:
             while (data := await stream.take()) is not None:
-                yield Part(data, inference_pb2.GenerateStreamResponse.FromString(data))
+                yield Part(data, tokens=stream.tokens)
         except LinkError as error:
             raise _endpoint_error(error, endpoint) from error
         finally:

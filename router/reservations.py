@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from discovery.endpoint import Endpoint
-from router.attempt import Transport
+from router.attempt import Part, Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault, endpoint_error
 from router.flight import Flight
@@ -36,7 +36,13 @@ class ReservationMetrics:
     """What reservations count."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.held = Gauge("stoker_router_reservations", "Streams reserved on servers for clients.", registry=registry)
+        self.held = Gauge(
+            # Of several processes, the sum of those that live.
+            "stoker_router_reservations",
+            "Streams reserved on servers for clients.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.ended = Counter(
             "stoker_router_reservations_ended",
             "Reservations by how they ended: ok, failed, cancelled, lost, expired, released.",
@@ -156,7 +162,7 @@ class Reservations:
             # It tells of the first token, and of no other.
             part.deltas.add()
             flight.first_token_s = flight.last_token_s = self._clock()
-        held.dispatch.received(part)
+        held.dispatch.received(Part(b"", part))
         if part.HasField("finished"):
             flight.tokens = flight.tries[-1].tokens = part.finished.usage.completion_tokens
             flight.last_token_s = self._clock()

@@ -360,12 +360,12 @@ class Router:
                 metadata = inject() + self._ticket(asked, endpoint)
                 async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt)) as parts:
                     async for part in parts:
-                        finished = part.message.HasField("finished")
+                        finished = not part.plain and part.message.HasField("finished")
                         if interrupt.error is not None and not finished:
                             # Whether it can go elsewhere was judged by what had gone out: no more may.
                             raise interrupt.error
                         data = part.data
-                        if dispatch.received(part.message):
+                        if dispatch.received(part):
                             # The client was told once how its stream started.
                             data = without_started(part.message) if resumed else with_pick(data, chosen)
                         if finished:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 
+# Parts that are joined: some kilobytes.
+_JOIN = 128
+
 
 @dataclass(slots=True)
 class Received:
@@ -25,7 +28,11 @@ class Transcript:
     prompt_token_ids: tuple[int, ...] = ()
     numerics_class: str = ""
     started: bool = False
-    outputs: dict[int, Received] = field(default_factory=dict)
+    _outputs: dict[int, Received] = field(default_factory=dict)
+    # Parts of nothing but output, as they came: looked into when somebody asks, which for most streams is never.
+    _unread: list[bytes] = field(default_factory=list)
+    # Earlier ones, joined: joined parts are one part, and a list of small pieces costs more memory than they do.
+    _joined: list[bytes] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: generation_pb2.ResumeState) -> "Transcript":
@@ -34,26 +41,55 @@ class Transcript:
             output.index: Received(list(output.token_ids), output.text_bytes, output.finished)
             for output in state.outputs
         }
-        return cls(state.model, tuple(state.prompt_token_ids), state.numerics_class, outputs=outputs)
+        return cls(state.model, tuple(state.prompt_token_ids), state.numerics_class, _outputs=outputs)
+
+    def append(self, data: bytes) -> None:
+        """The next part, serialised, which is nothing but output (`parts.only_deltas`). Runs once a token."""
+        self._unread.append(data)
+        if len(self._unread) >= _JOIN:
+            self._joined.append(b"".join(self._unread))
+            self._unread.clear()
 
     def add(self, part: inference_pb2.GenerateStreamResponse) -> None:
-        """The next part. Runs once a token."""
+        """The next part."""
+        if self._unread or self._joined:
+            if self.started and not part.HasField("started"):
+                self.append(part.SerializeToString())
+                return
+            self._read()
         if not self.started and part.HasField("started"):
             self.started = True
             self.model = part.started.model
             self.prompt_token_ids = tuple(part.started.prompt_token_ids)
             # Of a continuation, the class of who began counts.
             self.numerics_class = self.numerics_class or part.started.numerics_class
+        self._receive(part)
+
+    def _read(self) -> None:
+        """Look into what was not looked into yet."""
+        if self._unread or self._joined:
+            whole = b"".join((*self._joined, *self._unread))
+            self._joined.clear()
+            self._unread.clear()
+            self._receive(inference_pb2.GenerateStreamResponse.FromString(whole))
+
+    def _receive(self, part: inference_pb2.GenerateStreamResponse) -> None:
         for delta in part.deltas:
-            received = self.outputs.get(delta.index)
+            received = self._outputs.get(delta.index)
             if received is None:
-                received = self.outputs[delta.index] = Received()
+                received = self._outputs[delta.index] = Received()
             received.token_ids.extend(delta.token_ids)
             text = delta.text
             # ASCII, which most text is, has as many bytes as characters.
             received.text_bytes += len(text) if text.isascii() else len(text.encode())
             if delta.finish_reason:
                 received.finished = True
+
+    @property
+    def outputs(self) -> dict[int, Received]:
+        """What was received of each output, by its index."""
+        self._read()
+        return self._outputs
 
     @property
     def tokens(self) -> int:

@@ -223,7 +223,7 @@ class Link:
         stream = self._streams.get(output.stream_id)
         if stream is None:
             return  # cancelled a moment ago
-        if output.chunk and not stream.put(output.chunk):
+        if output.chunk and not stream.put(output.chunk, output.tokens):
             self.close(output.stream_id)
             return
         if output.last:

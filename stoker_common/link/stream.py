@@ -13,20 +13,26 @@ class LinkStream:
     messages, not more memory.
     """
 
-    __slots__ = ("_bytes", "_chunks", "_error", "_last", "_limit_bytes", "_waiter", "idle_looks")
+    __slots__ = ("_bytes", "_chunks", "_error", "_last", "_limit_bytes", "_tokens", "_waiter", "idle_looks", "tokens")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._chunks: list[bytes] = []
         self._bytes = 0
+        self._tokens = 0
         self._last = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # In the piece that was taken last, as its server counted them.
+        self.tokens = 0
         # How often in a row its server said that the stream runs and gets nothing.
         self.idle_looks = 0
 
-    def put(self, chunk: bytes) -> bool:
-        """A chunk came. False if the client is too far behind: the stream has failed, and its server should know."""
+    def put(self, chunk: bytes, tokens: int = 0) -> bool:
+        """A chunk came, with so many tokens in it.
+
+        False if the client is too far behind: the stream has failed, and its server should know.
+        """
         self.idle_looks = 0
         self._bytes += len(chunk)
         if self._bytes > self._limit_bytes:
@@ -34,6 +40,7 @@ class LinkStream:
             self.fail(LinkError(Cause.SLOW_READER, exhausted(message, reason="CLIENT_TOO_SLOW")))
             return False
         self._chunks.append(chunk)
+        self._tokens += tokens
         self._wake()
         return True
 
@@ -62,6 +69,7 @@ class LinkStream:
                 self._waiter = None
         chunks, self._chunks = self._chunks, []
         self._bytes = 0
+        self.tokens, self._tokens = self._tokens, 0
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _wake(self) -> None:

@@ -37,3 +37,30 @@ def test_a_continuation_adds_to_what_a_client_brought() -> None:
     assert state.outputs[0].text_bytes == 3
     # Exact means exact to the one who began.
     assert state.numerics_class == "n"
+
+
+def test_parts_that_were_not_looked_into_count_as_those_that_were() -> None:
+    parts = [Part(deltas=[delta(i % 2, "aé火"[i % 3], 100 + i)]) for i in range(400)]
+    last = Part(deltas=[delta(0, "z", 9, end=True)], finished=inference_pb2.Finished())
+    first = Part(started=started(), deltas=[delta(0, "x", 1)])
+    read, unread = Transcript(), Transcript()
+    for transcript in (read, unread):
+        transcript.add(first)
+    for number, part in enumerate(parts):
+        read.add(part)
+        unread.append(part.SerializeToString())
+        if number == 250:  # somebody asks in the middle
+            assert unread.resume_state() == read.resume_state()
+    read.add(last)
+    unread.add(last)
+    assert unread.resume_state() == read.resume_state()
+    assert unread.tokens == 402
+
+
+def test_a_continuation_that_starts_is_told_after_what_came_before() -> None:
+    transcript = Transcript()
+    transcript.add(Part(started=started()))
+    transcript.append(Part(deltas=[delta(0, "a", 1)]).SerializeToString())
+    transcript.add(Part(started=started(), deltas=[delta(0, "b", 2)]))
+    transcript.append(Part(deltas=[delta(0, "c", 3)]).SerializeToString())
+    assert list(transcript.outputs[0].token_ids) == [1, 2, 3]
