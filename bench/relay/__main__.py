@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench.relay import about, measure
+from bench.relay import about, measure, soak
 from bench.relay.measure import Figures, Window
 from bench.relay.pick import pick_us
 from bench.relay.script import PACED, UNPACED
@@ -61,6 +61,13 @@ async def _measured(case: Case, system: System, window: Window) -> Figures:
     return figures
 
 
+async def _soak(system: System, streams: int, window: Window) -> dict[str, Figures]:
+    return {
+        "leftovers": _rounded(await soak.leftovers(system, streams)),
+        "slow reader": _rounded(await soak.slow_reader(system, window)),
+    }
+
+
 def _rounded(figures: Figures) -> Figures:
     return {name: round(value, 3) for name, value in figures.items()}
 
@@ -81,6 +88,7 @@ def main() -> int:
     parser.add_argument("--unpaced", type=int, nargs="*", default=[16, 64])
     parser.add_argument("--systems", nargs="*", default=[*OURS, *PEERS])
     parser.add_argument("--cases", nargs="*", default=[], help="default: all")
+    parser.add_argument("--soak", type=int, default=10_000, help="streams opened and ended; 0: none")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--keep", type=Path, help="where the systems' logs are kept")
     arguments = parser.parse_args()
@@ -96,9 +104,11 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with systems(folder, wanted) as up:
             results = run(up, chosen, arguments.rounds, window)
+            stoker = next((system for system in up if system.name == "stoker"), None)
+            soaked = uvloop.run(_soak(stoker, arguments.soak, window)) if stoker and arguments.soak else {}
     picks = {str(count): round(pick_us(count), 1) for count in (8, 64, 512)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"about": about.about(sys.argv[1:]), "results": results, "pick_us": picks}
+    whole = {"about": about.about(sys.argv[1:]), "results": results, "pick_us": picks, "soak": soaked}
     arguments.out.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"written: {arguments.out}")
     return 0

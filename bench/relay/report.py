@@ -29,6 +29,7 @@ class Run:
         self.about: dict[str, str] = whole["about"]
         self.picks: dict[str, float] = whole["pick_us"]
         self._results: list[Result] = whole["results"]
+        self.soak: dict[str, dict[str, float]] = whole.get("soak", {})
         self.systems = list(dict.fromkeys(result["system"] for result in sorted(self._results, key=_order)))
         self.cases = list(dict.fromkeys(result["case"] for result in self._results))
         self.rounds = len({result["round"] for result in self._results})
@@ -144,6 +145,17 @@ def _targets(run: Run) -> str:
         added = run.added("stoker", case, "itl_p99_ms")
         if added is not None:
             rows.append([f"added ITL p99, {case}", "≤ 5 ms", f"{added:.1f} ms", "yes" if added <= 5 else "**no**"])
+    if (left := run.soak.get("leftovers")) is not None:
+        good = left["rss_ratio"] <= 1.05 and left["descriptors_more"] <= 0
+        what = f"memory after {left['streams']:,.0f} streams more, half of them cancelled"
+        found = (
+            f"{left['rss_ratio']:.3f} x ({left['rss_after_mib']:.0f} MiB), {left['descriptors_more']:.0f} descriptors"
+        )
+        rows.append([what, "≤ 1.05 x, none left", found, "yes" if good else "**no**"])
+    if (slow := run.soak.get("slow reader")) is not None:
+        good = slow["ratio"] <= 1.1
+        found = f"{slow['ratio']:.2f} x ({slow['itl_p99_beside_ms']:.1f} ms)"
+        rows.append(["others' ITL p99 beside a client that never reads", "≤ 1.1 x", found, "yes" if good else "**no**"])
     return _table(["target", "is", "measured", "reached"], rows)
 
 
