@@ -14,6 +14,7 @@ from discovery.codec import ServiceRecord
 from discovery.consul_address import split
 from discovery.consul_http import Consul, Reply
 from discovery.errors import CatalogError
+from discovery.pins import Keys
 
 
 class ConsulClient:
@@ -61,6 +62,17 @@ class ConsulClient:
         if not isinstance(found, list) or not all(isinstance(zone, str) and zone for zone in found):
             raise CatalogError("BAD_ANSWER", "Consul's list of datacenters is not a list of names")
         return tuple(found)
+
+    async def keys(self, prefix: str, zone: str, index: int, wait_s: float) -> Keys:
+        """See KeysApi."""
+        wait = {"index": index, "wait": f"{wait_s:g}s"} if index else {}
+        reply = await self._call(self._consul.kv.get(prefix, keys=True, dc=zone or None, **wait))
+        if not isinstance(reply, Reply):
+            raise CatalogError("BAD_ANSWER", "Consul's answer has no index")
+        found = reply.data or []
+        if not isinstance(found, list) or not all(isinstance(key, str) for key in found):
+            raise CatalogError("BAD_ANSWER", "Consul's list of keys is not a list of names")
+        return Keys(reply.index, found, reply.known_leader)
 
     async def register(self, service: str, record: ServiceRecord, check: TtlCheck, *, replace_checks: bool) -> None:
         """See AgentApi."""

@@ -79,7 +79,8 @@ class HttpClient(base.HTTPClient):
         ) as response:
             body = await _read_body(response)
             reply = base.Response(response.status, response.headers, body.decode("utf-8", "replace"))
-        if reply.code >= 400:
+        # No key under a prefix is an answer, too, with an index to wait on.
+        if reply.code >= 400 and not (reply.code == 404 and path.startswith("/v1/kv/")):
             raise _status_error(method, path, reply.code, reply.body)
         result = callback(reply)
         if not (isinstance(result, tuple) and len(result) == 2):

@@ -14,6 +14,7 @@ import uvloop
 
 from discovery.consul_client import ConsulClient
 from discovery.consul_registrar import ConsulRegistrar
+from discovery.pins import ConsulPins
 from model_server.config import CommandSettings, ServerSettings, check_engine, sim_settings, vllm_settings
 from model_server.engine import EngineError
 from model_server.gpu import NvmlGpus
@@ -24,12 +25,14 @@ from model_server.residency.spec import ModelSpec
 from model_server.residency.staged import is_whole
 from model_server.server import ModelServer
 from stoker_common import logs, metrics, tracing
+from stoker_common.backoff import Backoff
 from stoker_common.failure import where
 from stoker_common.settings import SettingsError, load
 
 log = logging.getLogger(__name__)
 
 EXIT_USAGE = 2
+_PINS_RETRY_FIRST_S, _PINS_RETRY_MOST_S = 0.5, 10.0
 
 
 async def serve(settings: ServerSettings) -> int:
@@ -38,11 +41,15 @@ async def serve(settings: ServerSettings) -> int:
     models, device = _models(settings)
     async with AsyncExitStack() as held:
         held.callback(traces.shutdown)
-        registrar = None
+        registrar, pins = None, None
         if settings.consul_address:
             consul = await held.enter_async_context(ConsulClient(settings.consul_address))
-            registrar = ConsulRegistrar(consul, rng=random.Random())
-        server = ModelServer(settings, models, registrar, device=device, traces=traces)
+            rng = random.Random()
+            registrar = ConsulRegistrar(consul, rng=rng)
+            kept = Path(settings.pins_file) if settings.pins_file else None
+            backoff = Backoff(rng, _PINS_RETRY_FIRST_S, _PINS_RETRY_MOST_S)
+            pins = ConsulPins(consul, settings.pins_zone, backoff, kept)
+        server = ModelServer(settings, models, registrar, pins=pins, device=device, traces=traces)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)

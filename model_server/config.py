@@ -64,6 +64,8 @@ class ServerSettings(Settings):
     consul_address: ConsulAddress = Field(
         "", description="the zone's Consul agent, host:port or URL; default: no registration"
     )
+    pins_zone: str = Field("", description="datacenter whose KV has the pins, stoker/pins/MODEL; default: its own")
+    pins_file: str = Field("", description="where the last copy of the pins is kept for a start without Consul")
     metrics_host: str = Field("127.0.0.1", description="address for Prometheus to scrape")
     metrics_port: int = Field(-1, ge=-1, le=65535, description="port for Prometheus; 0 takes any free one, -1 none")
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")

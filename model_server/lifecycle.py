@@ -12,6 +12,7 @@ from typing import Any
 
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint
+from discovery.pins import Pins
 from model_server.engine import EngineError
 from model_server.inflight import InFlight
 from model_server.listener import Listener, PortTaken
@@ -46,6 +47,7 @@ class Parts:
 
     models: Models
     registrar: Registrar
+    pins: Pins
     listener: Listener
     health: Health
     liveness: Liveness
@@ -129,7 +131,11 @@ class Lifecycle:
         parts.registrar.announce(parts.endpoint())
         parts.registrar.set_health(passing=True, note="")
         async with asyncio.TaskGroup() as tasks:
-            kept = [tasks.create_task(parts.registrar.run()), tasks.create_task(self._keep_announcing())]
+            kept = [
+                tasks.create_task(parts.registrar.run()),
+                tasks.create_task(parts.pins.run(parts.models.pin)),
+                tasks.create_task(self._keep_announcing()),
+            ]
             watching = tasks.create_task(self._watch())
             parts.in_flight.open()
             parts.health.set(serving=True)

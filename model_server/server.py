@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint, Load
+from discovery.pins import NoPins, Pins
 from model_server.config import ServerSettings
 from model_server.digest import Digest
 from model_server.direct import DirectStreams
@@ -55,6 +56,7 @@ class ModelServer:
         engine: Engine | Sequence[ModelSpec],
         registrar: Registrar | None = None,
         *,
+        pins: Pins | None = None,
         device: Device | None = None,
         traces: Tracing | None = None,
         registry: CollectorRegistry | None = None,
@@ -99,6 +101,7 @@ class ModelServer:
             Parts(
                 models=self.models,
                 registrar=self._registrar,
+                pins=pins or NoPins(),
                 listener=self._listener,
                 health=self.health,
                 liveness=self.liveness,

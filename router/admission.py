@@ -4,7 +4,8 @@
           └─► no room ──► it would be too late, or too many wait ──────────► RESOURCE_EXHAUSTED, at once
                      └──► waits: priority, deadline, arrival ──► its turn ──► to the server that is picked then
                                                           ├───► deadline ──► DEADLINE_EXCEEDED
-                                                          └───► no server could take it for `hold_s` ──► UNAVAILABLE
+                                                          ├───► no server could take it for `hold_s` ──► UNAVAILABLE
+                                                          └───► its model is nowhere hot and cannot be in time
 
 What waits is woken by what makes room: a request that ends, a load report, a new snapshot. Whoever has its turn picks
 and books without an await in between, then wakes the next. Broken streams that go on elsewhere do not come through
@@ -12,22 +13,27 @@ here: they are never refused, and their bookings take the room that others wait 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
+from discovery.endpoint import Residency
 from router.admission_metrics import AdmissionMetrics
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import NOTHING, Key
 from router.policy import Chosen
+from router.readying import Readying
 from router.request import Request
 from router.room import Rooms
 from router.snapshot import NOBODY
-from router.verdict import Prospect, may_wait
+from router.verdict import Prospect, may_wait, too_long
 from router.waiting import Place, Waiting
+from stoker.v1.inference_pb2 import Progress
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, exhausted
+
+News = Progress | Chosen
 
 # Some requests are quicker than the mean: only what is far from making it is given up unserved.
 _HOPELESS = 0.8
@@ -77,10 +83,12 @@ class Admission:
         rooms: Rooms,
         fleet: Fleet,
         learned: Learned,
+        readying: Readying,
         metrics: AdmissionMetrics,
         clock: Clock,
     ) -> None:
         self.rooms = rooms
+        self._readying = readying
         self._rules = rules
         self._fleet = fleet
         self._learned = learned
@@ -90,26 +98,48 @@ class Admission:
         metrics.watch(self.queues)
         learned.ledger.listen(self.room)
         fleet.listen(self.changed)
+        readying.listen(self.told)
 
     async def admit(self, ask: Ask, pick: Callable[[], Chosen | None]) -> Chosen | None:
         """What `pick` chooses when it is the request's turn; book it before the next await.
 
         None if no server could take the request for as long as it may be held. Raises Refusal.
         """
-        if ask.request.model not in self._queues:
-            chosen = pick()
-            if chosen is not None:
-                return chosen
-        chosen = await self._wait(ask, pick)
+        chosen = self.at_once(ask, pick)
         if chosen is None:
-            self._metrics.refusals.labels(ask.request.model, "NO_ENDPOINT").inc()
+            async with aclosing(self.wait(ask, pick)) as news:
+                async for each in news:
+                    if isinstance(each, Chosen):
+                        chosen = each
         return chosen
+
+    def at_once(self, ask: Ask, pick: Callable[[], Chosen | None]) -> Chosen | None:
+        """What `pick` chooses, if nobody waits before it. Otherwise `wait`."""
+        return pick() if ask.request.model not in self._queues else None
+
+    async def wait(self, ask: Ask, pick: Callable[[], Chosen | None]) -> AsyncGenerator[News, None]:
+        """Last, what `pick` chooses when it is the request's turn; let this end and book it before the next await.
+        Before it, while a model is readied for the request: how far that is.
+
+        Ends without a choice if no server could take the request for as long as it may be held. Raises Refusal.
+        """
+        async with aclosing(self._wait(ask, pick)) as news:
+            async for each in news:
+                yield each
+                if isinstance(each, Chosen):
+                    return
+        self._metrics.refusals.labels(ask.request.model, "NO_ENDPOINT").inc()
 
     def room(self) -> None:
         """Some server may have more room: whoever is first looks."""
         for queue in self._queues.values():
             if queue.first is not None:
                 queue.first.who.news.set()
+
+    def told(self, model: str) -> None:
+        """There is news of a model that is being readied: all who wait for it look."""
+        for place in self._queues.get(model, ()):
+            place.who.news.set()
 
     def changed(self) -> None:
         """Servers came or went: all look whether there is one for them at all."""
@@ -125,23 +155,25 @@ class Admission:
             for model, queue in list(self._queues.items())
         }
 
-    async def _wait(self, ask: Ask, pick: Callable[[], Chosen | None]) -> Chosen | None:
+    async def _wait(self, ask: Ask, pick: Callable[[], Chosen | None]) -> AsyncGenerator[News, None]:
         able = self._able(ask)
         if not able and not (ask.hold and self._rules.hold_s):
-            return None
+            return
         queue = self._queues.get(ask.request.model) or Waiting[Turn]()
         self._refuse_or_evict(ask, queue, able)
         with self._place(ask, queue) as place:
-            chosen = await self._turns(ask, pick, queue, place)
-            if chosen is not None and self._too_late(ask):
-                late = "it waited for a server until too little time was left to be served before its deadline"
-                raise self._refused(ask, deadline_exceeded(late, reason="WAITED_TOO_LONG"))
-            return chosen
+            async with aclosing(self._turns(ask, pick, queue, place)) as news:
+                async for each in news:
+                    if isinstance(each, Chosen) and self._too_late(ask):
+                        late = "it waited for a server until too little time was left to be served before its deadline"
+                        raise self._refused(ask, deadline_exceeded(late, reason="WAITED_TOO_LONG"))
+                    yield each
 
     async def _turns(
         self, ask: Ask, pick: Callable[[], Chosen | None], queue: Waiting[Turn], place: Place[Turn]
-    ) -> Chosen | None:
+    ) -> AsyncGenerator[News, None]:
         turn, held_until_s = place.who, None
+        told: Progress | None = None
         while True:
             if turn.evicted is not None:
                 raise self._refused(ask, turn.evicted)
@@ -153,15 +185,36 @@ class Admission:
                 turn.given = False
                 chosen = pick()
                 if chosen is not None:
-                    return chosen
+                    yield chosen
+                    return
                 self._pass_on(ask, queue, place)
+            progress = self._progress(ask)
+            if progress is not None and progress is not told:
+                told = progress
+                yield progress
+                continue
             if self._able(ask):
                 held_until_s = None
             else:
                 held_until_s = now_s + self._rules.hold_s if held_until_s is None else held_until_s
                 if not ask.hold or now_s >= held_until_s:
-                    return None
+                    return
             await self._news(turn, self._again_s(ask, held_until_s))
+
+    def _progress(self, ask: Ask) -> Progress | None:
+        """How far its model is, if it is being readied. Raises Refusal where that comes too late or to nothing."""
+        model = ask.request.model
+        progress = self._readying.progress(model)
+        holders = self._fleet.snapshot.holders.get(model, NOBODY).by_key
+        if any(holder.model.residency is Residency.HOT for holder in holders.values()):
+            return progress  # it may get room there before
+        if progress is None:
+            refusal = self._readying.hopeless(model, [key for key in holders if key not in ask.tried], ask.deadline_s)
+        else:
+            refusal = too_long(progress, None if ask.deadline_s is None else ask.deadline_s - self._clock(), model)
+        if refusal is not None:
+            raise self._refused(ask, refusal)
+        return progress
 
     def _pass_on(self, ask: Ask, queue: Waiting[Turn], place: Place[Turn]) -> None:
         """The room there is, if any, is on servers that this one has tried: the next may use it."""
@@ -181,6 +234,7 @@ class Admission:
         """When to look again though nobody said so."""
         holders = self._fleet.snapshot.holders.get(ask.request.model, NOBODY).by_key
         times = [ask.deadline_s, held_until_s, self.rooms.changes_at_s(holders)]
+        times.append(self._readying.changes_at_s(ask.request.model))
         breakers, now_s = self._learned.breakers, self._clock()
         times += [now_s + ejected_s for key in holders if (ejected_s := breakers.ejected_for_s(key))]
         return min((at_s for at_s in times if at_s is not None), default=None)

@@ -3,9 +3,9 @@
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Protocol
 
-from discovery.endpoint import Endpoint, Load
+from discovery.endpoint import Endpoint, Load, Residency
 from router.interrupt import Interrupt
-from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2, worker_link_pb2
 from stoker_common.link.state import LinkState
 from stoker_common.parts import only_deltas
 
@@ -59,6 +59,17 @@ class Transport(Protocol):
 
     async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
         """Ask the endpoint to leave; returns what it had in flight. Raises Refusal."""
+
+    def ready(self, endpoint: Endpoint, model: str) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        """Have the endpoint make a model hot; how far it is, until it is. Raises Refusal.
+
+        Closing the generator stops listening; the endpoint goes on.
+        """
+
+    async def put_away(
+        self, endpoint: Endpoint, model: str, to: Residency, grace_s: float | None
+    ) -> endpoint_pb2.Model:
+        """Have the endpoint move a model out of the way, to ASLEEP or STAGED; where it is then. Raises Refusal."""
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """Whether the endpoint answers now and calls itself healthy."""

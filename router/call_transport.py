@@ -7,13 +7,21 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, Residency
 from discovery.messages import seconds
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.errors import endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
-from stoker.v1 import generation_pb2, inference_pb2, operations_pb2, operations_pb2_grpc
+from stoker.v1 import (
+    endpoint_pb2,
+    generation_pb2,
+    inference_pb2,
+    model_pb2,
+    model_pb2_grpc,
+    operations_pb2,
+    operations_pb2_grpc,
+)
 from stoker_common import status
 from stoker_common.channel import client_options
 
@@ -77,6 +85,31 @@ class CallTransport:
             raise status.from_rpc_error(error) from error
         return response.in_flight
 
+    async def ready(self, endpoint: Endpoint, model: str) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        """See `Transport`."""
+        request = model_pb2.LoadModelRequest(target=model_pb2.ModelTarget(model=model))
+        call = self._models(endpoint).LoadModel(request)
+        try:
+            async for response in call:
+                yield response.progress
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from error
+        finally:
+            call.cancel()  # an abandoned call goes on by itself (grpc/grpc #43462)
+
+    async def put_away(
+        self, endpoint: Endpoint, model: str, to: Residency, grace_s: float | None
+    ) -> endpoint_pb2.Model:
+        """See `Transport`."""
+        target, stub = model_pb2.ModelTarget(model=model), self._models(endpoint)
+        grace = None if grace_s is None else seconds(grace_s)
+        try:
+            if to is Residency.ASLEEP:
+                return (await stub.SleepModel(model_pb2.SleepModelRequest(target=target, grace=grace))).model
+            return (await stub.UnloadModel(model_pb2.UnloadModelRequest(target=target, grace=grace))).model
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc_error(error) from error
+
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """See `Transport`. By grpc.health.v1 on the channel that requests use."""
         key = (endpoint.server, endpoint.epoch)
@@ -127,6 +160,10 @@ class CallTransport:
                 address, options=client_options(ping_when_idle=True)
             )
         return channel
+
+    def _models(self, endpoint: Endpoint) -> model_pb2_grpc.ModelServiceStub:
+        channel = self.channel((endpoint.server, endpoint.epoch), endpoint.address)
+        return model_pb2_grpc.ModelServiceStub(channel)
 
     async def _close_unused(self, key: Key) -> None:
         if key not in self._kept and not self._calls.get(key):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 
 from discovery.catalog import CatalogState, CatalogView
+from discovery.endpoint import ModelState
 from router.ledger import Key, Ledger
 from router.snapshot import Snapshot, build
 
@@ -18,6 +19,8 @@ class Fleet:
         self._view = CatalogView()
         self._dead: frozenset[Key] = frozenset()
         self._leaving: frozenset[Key] = frozenset()
+        # Models that servers said are hot, with the catalog's word of then: it counts again once it changes.
+        self._hot: dict[Key, tuple[frozenset[str], tuple[ModelState, ...]]] = {}
         self._snapshot = Snapshot()
         self._news = asyncio.Event()
         self._on_snapshot: Callable[[], None] = lambda: None
@@ -72,6 +75,14 @@ class Fleet:
             self._leaving = said
             self._rebuild()
 
+    def hot(self, key: Key, model: str) -> None:
+        """An endpoint said that a model is hot there now; the catalog will say so a moment later."""
+        said = self._catalog_models().get(key)
+        if said is not None:
+            known, since = self._hot.get(key, (frozenset[str](), said))
+            self._hot[key] = (known | {model} if since == said else frozenset({model}), said)
+            self._rebuild()
+
     def doubtful(self) -> list[Key]:
         """The endpoints that the catalog lost or calls critical: their data path decides."""
         doubtful = (CatalogState.CRITICAL, CatalogState.MISSING)
@@ -79,7 +90,11 @@ class Fleet:
 
     def _rebuild(self) -> None:
         before = self._snapshot.members.keys()
-        self._snapshot = build(self._view, self._dead, self._leaving)
+        if self._hot:
+            said = self._catalog_models()
+            self._hot = {key: each for key, each in self._hot.items() if said.get(key) == each[1]}
+        hot = {key: models for key, (models, _) in self._hot.items()}
+        self._snapshot = build(self._view, self._dead, self._leaving, hot)
         news, self._news = self._news, asyncio.Event()
         news.set()
         members = self._snapshot.members.keys()
@@ -89,6 +104,10 @@ class Fleet:
             self._ledger.keep(members)
             self._on_members(members)
         self._on_snapshot()
+
+    def _catalog_models(self) -> dict[Key, tuple[ModelState, ...]]:
+        endpoints = (entry.endpoint for zone in self._view.zones.values() for entry in zone.entries.values())
+        return {(endpoint.server, endpoint.epoch): endpoint.models for endpoint in endpoints}
 
 
 def _entries(view: CatalogView) -> dict[str, object]:

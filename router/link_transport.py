@@ -5,14 +5,14 @@ import random
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, Residency
 from discovery.messages import load_from_proto
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault, endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
-from stoker.v1 import generation_pb2, worker_link_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, model_pb2, worker_link_pb2
 from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
 from stoker_common.link.client import VERSION, Link, LinkRules
@@ -85,6 +85,16 @@ class LinkTransport:
     async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
         """See `Transport`."""
         return await self._calls.drain(endpoint, grace_s, timeout_s)
+
+    def ready(self, endpoint: Endpoint, model: str) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        """See `Transport`."""
+        return self._calls.ready(endpoint, model)
+
+    async def put_away(
+        self, endpoint: Endpoint, model: str, to: Residency, grace_s: float | None
+    ) -> endpoint_pb2.Model:
+        """See `Transport`."""
+        return await self._calls.put_away(endpoint, model, to, grace_s)
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         """See `Transport`. A link that is up is the answer: its heartbeats are."""

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import NamedTuple
 
 from router import filters, scorers
@@ -177,6 +178,16 @@ class Policy:
         elif near > 1:
             chosen = candidates[rng.randrange(near)]
         return Chosen(chosen, _reason(chosen, candidates, near, preference), len(candidates))
+
+    def settled(self, choices: Choices, model: str) -> Candidate | None:
+        """The candidate to ready a model on: among near ties the same one for every router, so that it is one."""
+        candidates = choices.candidates
+        if not candidates:
+            return None
+        best_ms = candidates[0].cost.total_ms
+        limit_ms = best_ms + max(self.near_ms, best_ms * self.near_share)
+        near = [candidate for candidate in candidates if candidate.cost.total_ms <= limit_ms]
+        return max(near, key=lambda each: blake2b(f"{model} {each.holder.member.key[0]}".encode()).digest())
 
     def _cost(self, request: Request, holder: Holder, conditions: Conditions) -> Cost:
         member = holder.member

@@ -5,11 +5,12 @@ import random
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, Residency
 from router import resume
 from router.admission import Admission, Ask
 from router.attempt import Metadata, Transport
@@ -22,13 +23,14 @@ from router.ledger import NOTHING, Key
 from router.messages import with_attempts, with_pick, without_started
 from router.metrics import RouterMetrics
 from router.policy import Choices, Chosen, Conditions, Policy
+from router.readying import Readying
 from router.request import Request
 from router.resume import ResumeRules
 from router.retry_budget import RetryBudget
 from router.room import Rooms
 from router.running import Attempt, Running
 from router.snapshot import NOBODY, Holder
-from stoker.v1 import generation_pb2
+from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import prefix
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, not_found, unavailable
@@ -67,6 +69,7 @@ class Router:
         policy: Policy,
         learned: Learned,
         admission: Admission,
+        readying: Readying,
         retry_budget: RetryBudget,
         transport: Transport,
         metrics: RouterMetrics,
@@ -80,6 +83,7 @@ class Router:
         self._policy = policy
         self._learned = learned
         self._admission = admission
+        self._readying = readying
         self._retry_budget = retry_budget
         self._transport = transport
         self._metrics = metrics
@@ -131,6 +135,23 @@ class Router:
         """
         conditions = self._conditions(request, None if crowd else self._admission.rooms)
         return self._policy.choose(request, self._fleet.snapshot, tried, conditions, self._rng)
+
+    def choose_hot(self, request: Request, tried: Collection[Key] = ()) -> Chosen | None:
+        """The server for the request, of those where its model is hot; None if none can take it now.
+
+        Where another one would be ready before those have room, that one begins to ready it.
+        """
+        chosen = self.choose(request, tried)
+        if chosen is None or chosen.candidate.holder.model.residency is Residency.HOT:
+            return chosen
+        holders = self._fleet.snapshot.holders.get(request.model, NOBODY).by_key
+        failed = self._readying.failed(request.model)
+        cold = [holder for key, holder in holders.items() if key not in failed]
+        choices = self._policy.weigh(request, cold, tried, self._conditions(request, None))
+        nearest = self._policy.settled(choices, request.model)
+        if nearest is not None and nearest.holder.model.residency is not Residency.HOT:
+            self._readying.want(request.model, nearest)
+        return None
 
     def _conditions(self, request: Request, rooms: Rooms | None) -> Conditions:
         learned = self._learned
@@ -187,7 +208,11 @@ class Router:
                 text = f"this client's attempts at {', '.join(servers_tried)} came to nothing"
                 failure = EndpointError(Fault.LINK, unavailable(text, reason="SERVER_FAILED"))
             counted = len(servers_tried) if failure is not None else 0
-            chosen, asked = await self._choose_anew(ask, tried, counted, failure), generation
+            ask = self._ask_anew(ask, tried, counted, failure)
+            first = await self._admission.admit(ask, partial(self.choose_hot, request, tried))
+            if first is None:
+                raise self._nothing_left(request, failure)
+            chosen, asked = first, generation
         self._metrics.picks.labels(chosen.candidate.holder.member.endpoint.zone, chosen.reason).inc()
         return request, chosen, asked
 
@@ -219,7 +244,19 @@ class Router:
                 )
             else:
                 ask = Ask(request, generation.priority, deadline_s, tried)
-                chosen = await self._choose_anew(ask, tried, counted, failure)
+                ask = self._ask_anew(ask, tried, counted, failure)
+                pick = partial(self.choose_hot, request, tried)
+                first = self._admission.at_once(ask, pick)
+                if first is None:
+                    async with aclosing(self._admission.wait(ask, pick)) as news:
+                        async for each in news:
+                            if isinstance(each, Chosen):
+                                first = each
+                            else:
+                                yield inference_pb2.GenerateStreamResponse(progress=each).SerializeToString()
+                if first is None:
+                    raise self._nothing_left(request, failure)
+                chosen = first
             key = chosen.candidate.holder.member.key
             tried.add(key)
             try:
@@ -245,20 +282,16 @@ class Router:
                     error.fault.value, "resume" if flight.transcript.started else "retry"
                 ).inc()
 
-    async def _choose_anew(self, ask: Ask, tried: set[Key], counted: int, failure: EndpointError | None) -> Chosen:
-        """The server for a request of which nothing went out yet; waits for its turn. Raises Refusal."""
+    def _ask_anew(self, ask: Ask, tried: set[Key], counted: int, failure: EndpointError | None) -> Ask:
+        """How to ask for a server for a request of which nothing went out yet. Raises Refusal if it may not again."""
         if failure is None:
             self._retry_budget.request()
-        elif counted >= self._retry.max_attempts or not self._may_retry(failure):
+            return ask
+        if counted >= self._retry.max_attempts or not self._may_retry(failure):
             raise self._nothing_left(ask.request, failure)
-        else:
-            # One that was overloaded may have room when it is this request's turn.
-            tried -= self._admission.rooms.overloaded_now()
-            ask = replace(ask, hold=failure.fault is not Fault.SERVER)
-        chosen = await self._admission.admit(ask, lambda: self.choose(ask.request, tried))
-        if chosen is None:
-            raise self._nothing_left(ask.request, failure)
-        return chosen
+        # One that was overloaded may have room when it is this request's turn.
+        tried -= self._admission.rooms.overloaded_now()
+        return replace(ask, hold=failure.fault is not Fault.SERVER)
 
     def _may_retry(self, failure: EndpointError) -> bool:
         """Whether the retry budget has one left. Moving what a lost server had adds no load, and needs none."""

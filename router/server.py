@@ -28,15 +28,17 @@ from router.learned import Learned
 from router.ledger import Key, Ledger
 from router.maintenance import Maintenance
 from router.metrics import FleetCollector, RouterMetrics
+from router.model_service import ModelService
 from router.operations import OperationsService
 from router.policy import Policy
+from router.readying import Readying
 from router.report import Identity, Report
 from router.reservations import ReservationMetrics, Reservations
 from router.retry_budget import RetryBudget, RetryBudgetRules
 from router.room import RoomRules, Rooms
 from router.router import RetryRules, Router
 from router.scorers import Rates
-from router.service import InferenceService, ModelService, RouterService
+from router.service import InferenceService, RouterService
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
@@ -93,11 +95,13 @@ class RouterServer:
             ways=Ways(),
         )
         self.fleet = Fleet(self.learned.ledger, self._members_changed)
+        self.readying = Readying(world.transport, self.registry, world.clock, self.fleet.hot)
         self.admission = Admission(
             AdmissionRules(settings.queue_length, settings.hold_s),
             Rooms(RoomRules(settings.waiting_per_server), self.learned.ledger, world.clock),
             self.fleet,
             self.learned,
+            self.readying,
             AdmissionMetrics(self.registry),
             world.clock,
         )
@@ -109,6 +113,7 @@ class RouterServer:
             policy=Policy(settings.zone, Rates(leave_zone_ms=settings.leave_zone_ms), settings.near_share),
             learned=self.learned,
             admission=self.admission,
+            readying=self.readying,
             retry_budget=RetryBudget(RetryBudgetRules(settings.retry_share, settings.retry_per_s), world.clock),
             transport=world.transport,
             metrics=metrics,
@@ -152,6 +157,7 @@ class RouterServer:
                     tasks.create_task(self.transport.run(), name="transport"),
                     tasks.create_task(self._maintenance.run(), name="maintenance"),
                     tasks.create_task(self.reservations.run(), name="reservations"),
+                    tasks.create_task(self.readying.run(), name="readying"),
                 ]
                 if started is not None:
                     started.set()
@@ -171,7 +177,7 @@ class RouterServer:
         server = grpc.aio.server(options=server_options(share_port=self._share_port))
         for service in (
             InferenceService(self._entry),
-            ModelService(self.report),
+            ModelService(self.report, self.fleet, self.learned.ledger, self.transport),
             RouterService(self._entry, self.report, self._world.clock),
             OperationsService(self.fleet, self.transport),
             self.client_links,

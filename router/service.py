@@ -7,7 +7,7 @@ import grpc
 
 from router.entry import Entry
 from router.report import Report
-from stoker.v1 import generation_pb2, inference_pb2, model_pb2, router_pb2
+from stoker.v1 import generation_pb2, inference_pb2, router_pb2
 from stoker_common import tracing, wire
 from stoker_common.clock import Clock
 from stoker_common.fold import Fold
@@ -51,29 +51,6 @@ class InferenceService:
         return self._entry.generate(generation, remaining_s, tracing.extract(context.invocation_metadata()))
 
 
-class ModelService:
-    """`stoker.v1.ModelService` over all servers that the router sees."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def handler(self) -> grpc.GenericRpcHandler:
-        """The service for `server.add_generic_rpc_handlers`."""
-        return wire.service(
-            "stoker.v1.ModelService",
-            {
-                "ListModels": wire.unary_unary(self._list_models, model_pb2.ListModelsRequest),
-                "LoadModel": wire.unary_stream(_not_yet_stream("LoadModel"), model_pb2.LoadModelRequest),
-                "SleepModel": wire.unary_unary(_not_yet("SleepModel"), model_pb2.SleepModelRequest),
-                "WakeModel": wire.unary_stream(_not_yet_stream("WakeModel"), model_pb2.WakeModelRequest),
-                "UnloadModel": wire.unary_unary(_not_yet("UnloadModel"), model_pb2.UnloadModelRequest),
-            },
-        )
-
-    async def _list_models(self, request: model_pb2.ListModelsRequest, context: Context) -> wire.Response:
-        return self._report.models(request.zone, request.model)
-
-
 class RouterService:
     """`stoker.v1.RouterService`."""
 
@@ -115,13 +92,5 @@ def _not_yet(method: str) -> Callable[[object, Context], Awaitable[wire.Response
 
     async def refuse(request: object, context: Context) -> wire.Response:
         raise unimplemented(method, "this method is not there yet")
-
-    return refuse
-
-
-def _not_yet_stream(method: str) -> Callable[[object, Context], AsyncGenerator[wire.Response, None]]:
-    async def refuse(request: object, context: Context) -> AsyncGenerator[wire.Response, None]:
-        raise unimplemented(method, "this method is not there yet")
-        yield b""  # makes it a generator
 
     return refuse

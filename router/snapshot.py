@@ -1,11 +1,11 @@
 """One immutable view of all endpoints: what the catalog says of each and whether its data path answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from discovery.catalog import CatalogState, CatalogView
-from discovery.endpoint import Endpoint, ModelState
+from discovery.endpoint import Endpoint, ModelState, Residency
 from router.ledger import Key
 from router.rendezvous import point
 
@@ -64,17 +64,23 @@ class Snapshot:
     known: bool = False
 
 
-def build(view: CatalogView, dead: frozenset[Key], leaving: frozenset[Key] = frozenset()) -> Snapshot:
-    """The snapshot of a catalog's view, given the keys whose data path is dead and those that said goodbye over it."""
+def build(
+    view: CatalogView,
+    dead: frozenset[Key],
+    leaving: frozenset[Key] = frozenset(),
+    hot: Mapping[Key, frozenset[str]] = MappingProxyType({}),
+) -> Snapshot:
+    """The snapshot of a catalog's view, given the keys whose data path is dead and those that said goodbye over it, and
+    the models that servers said are hot before the catalog did."""
     members: dict[Key, Member] = {}
     holders: dict[str, list[Holder]] = {}
     for zone in view.zones.values():
         for entry in zone.entries.values():
             key = (entry.endpoint.server, entry.endpoint.epoch)
             state = CatalogState.LEAVING if key in leaving else entry.state
-            member = Member(key, entry.endpoint, state, key not in dead)
+            member = Member(key, _heated(entry.endpoint, hot.get(key)), state, key not in dead)
             members[key] = member
-            for model in entry.endpoint.models:
+            for model in member.endpoint.models:
                 serving = holders.setdefault(model.name, [])
                 if not member.absent:
                     serving.append(Holder(member, model))
@@ -84,6 +90,15 @@ def build(view: CatalogView, dead: frozenset[Key], leaving: frozenset[Key] = fro
         models=frozenset(holders),
         known=any(zone.confirmed_at_s is not None for zone in view.zones.values()),
     )
+
+
+def _heated(endpoint: Endpoint, hot: frozenset[str] | None) -> Endpoint:
+    if not hot:
+        return endpoint
+    models = (
+        replace(m, residency=Residency.HOT, time_to_ready_ms=0.0) if m.name in hot else m for m in endpoint.models
+    )
+    return replace(endpoint, models=tuple(models))
 
 
 def _holders(serving: list[Holder]) -> Holders:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stoker.v1.inference_pb2 import Progress
 from stoker_common.refusal import Refusal, exhausted
 
 # When coming back makes sense, whatever the figures say.
@@ -47,6 +48,21 @@ def may_wait(prospect: Prospect, limit: int, model: str) -> Refusal | None:
         f" {prospect.service_s or 0.0:.1f} s to be served, with {prospect.remaining_s:.1f} s to its deadline",
         retry_after_s=bounded(late_s),
         reason="WAIT_EXCEEDS_DEADLINE",
+    )
+
+
+def too_long(progress: Progress, remaining_s: float | None, model: str) -> Refusal | None:
+    """Why a request cannot wait for a model that is being readied; None if it can, as far as anybody knows."""
+    if remaining_s is None or not progress.HasField("remaining"):
+        return None
+    needs_s = progress.remaining.ToNanoseconds() / 1e9
+    if needs_s <= remaining_s:
+        return None
+    return exhausted(
+        f"the model {model!r} is being readied on {progress.server} and needs {needs_s:.1f} s more,"
+        f" with {remaining_s:.1f} s to the deadline",
+        retry_after_s=max(_SHORTEST_RETRY_S, needs_s),
+        reason="READY_EXCEEDS_DEADLINE",
     )
 
 

@@ -8,9 +8,11 @@ from types import TracebackType
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from opentelemetry import trace
 
 from stoker.v1 import (
+    endpoint_pb2,
     generation_pb2,
     inference_pb2,
     model_pb2,
@@ -141,6 +143,68 @@ class Client:
         )
         return response.models
 
+    async def load_model(
+        self, model: str, *, server: str = "", timeout_s: float | None = None
+    ) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        """Make a model hot, on one server or where that is the cheapest: how far it is, at last with residency HOT.
+
+        Leaving the loop stops listening; the server goes on. Raises StokerError.
+        """
+        request = model_pb2.LoadModelRequest(target=model_pb2.ModelTarget(model=model, server=server))
+        responses = self._answers(
+            "load_model",
+            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).LoadModel(
+                request, metadata=metadata, timeout=timeout
+            ),
+            timeout_s,
+        )
+        async with aclosing(responses) as news:
+            async for response in news:
+                yield response.progress
+
+    async def wake_model(
+        self, model: str, *, server: str = "", timeout_s: float | None = None
+    ) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        """Make a sleeping model hot; otherwise as `load_model`. Raises StokerError."""
+        request = model_pb2.WakeModelRequest(target=model_pb2.ModelTarget(model=model, server=server))
+        responses = self._answers(
+            "wake_model",
+            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).WakeModel(
+                request, metadata=metadata, timeout=timeout
+            ),
+            timeout_s,
+        )
+        async with aclosing(responses) as news:
+            async for response in news:
+                yield response.progress
+
+    async def sleep_model(self, model: str, *, server: str = "", grace_s: float | None = None) -> endpoint_pb2.Model:
+        """Move a hot model's weights to host memory, or out of memory where it cannot sleep; where it is then.
+
+        What runs on it has `grace_s` (None: until it has ended), then it goes on elsewhere. Raises StokerError.
+        """
+        target = model_pb2.ModelTarget(model=model, server=server)
+        request = model_pb2.SleepModelRequest(target=target, grace=_duration(grace_s))
+        response = await self._call(
+            "sleep_model",
+            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).SleepModel(
+                request, metadata=metadata, timeout=timeout
+            ),
+        )
+        return response.model
+
+    async def unload_model(self, model: str, *, server: str = "", grace_s: float | None = None) -> endpoint_pb2.Model:
+        """Drop a model from memory; otherwise as `sleep_model`. Raises StokerError."""
+        target = model_pb2.ModelTarget(model=model, server=server)
+        request = model_pb2.UnloadModelRequest(target=target, grace=_duration(grace_s))
+        response = await self._call(
+            "unload_model",
+            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(
+                request, metadata=metadata, timeout=timeout
+            ),
+        )
+        return response.model
+
     async def status(self, *, zone: str = "") -> router_pb2.StatusResponse:
         """What the router sees: zones, servers, models, load, breakers. Raises StokerError."""
         request = router_pb2.StatusRequest(zone=zone)
@@ -212,6 +276,33 @@ class Client:
                         call.cancel()
             raise failed or unreachable()
 
+    async def _answers(
+        self,
+        name: str,
+        start: Callable[[grpc.aio.Channel, Metadata, float | None], grpc.aio.UnaryStreamCall[Request, Response]],
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response, None]:
+        """The answers to a call that may be begun anew at any time, from the first address that gives them."""
+        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
+        failed: StokerError | None = None
+        with self._traced(name) as metadata:
+            async with aclosing(self._addresses.connected(deadline.left_s())) as routers:
+                async for router in routers:
+                    call = start(router.channel, metadata, deadline.left_s())
+                    try:
+                        with raising_stoker_error():
+                            async for response in call:
+                                yield response
+                            return
+                    except StokerError as error:
+                        failed = error
+                        if not worth_another_address(error):
+                            raise
+                        self._addresses.lost(router.address)
+                    finally:
+                        call.cancel()
+            raise failed or unreachable()
+
     async def _stream(
         self, generation: generation_pb2.Generation, timeout_s: float | None
     ) -> AsyncGenerator[Chunk, None]:
@@ -260,3 +351,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    made = Duration()
+    made.FromNanoseconds(round(seconds * 1e9))
+    return made

@@ -4,8 +4,9 @@ import asyncio
 import multiprocessing
 import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class VllmEngine:
                 "Its own log, on standard error, says more; less memory: vllm_max_model_len, vllm_kv_cache_memory_bytes"
             ) from error
         facts = vllm_api.facts(self._llm)
-        self._prompts = PromptEncoder(self._llm.get_tokenizer(), facts.max_model_tokens)
+        # Copies the tokenizer: half a second in which the loop would keep other models' streams waiting.
+        self._prompts = await asyncio.to_thread(PromptEncoder, self._llm.get_tokenizer(), facts.max_model_tokens)
         self._abilities = Abilities(vllm_api.sampling_fields(), facts.v2_runner, facts.thinking, facts.vocabulary)
         modes = [ResumeMode.PREFILL]
         if vllm_api.replays(self._llm):
@@ -262,6 +264,9 @@ class _Keeper:
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Any] = self._loop.create_future()
         self._ended = threading.Event()
+        # Other engines of this server have processes, too. One engine loads at a time: what is new is this one's.
+        self._before = {process.pid for process in multiprocessing.active_children()}
+        self._own: list[BaseProcess] | None = None
         self._thread = threading.Thread(target=self._keep, name="vllm-keeper", daemon=True)
         self._thread.start()
 
@@ -276,13 +281,19 @@ class _Keeper:
         while self._thread.is_alive() and time.monotonic() < deadline:
             if not self._started.done():
                 # Amid loading nothing else stops vLLM: without its processes the load fails.
-                _kill_processes()
+                _kill(self._processes())
             self._thread.join(timeout=0.1)
-        _kill_processes()
+        _kill(self._processes())
+
+    def _processes(self) -> list[BaseProcess]:
+        if self._own is not None:
+            return self._own
+        return [process for process in multiprocessing.active_children() if process.pid not in self._before]
 
     def _keep(self) -> None:
         try:
             llm = vllm_api.start(self._arguments, self._stats.record)
+            self._own = self._processes()
         except BaseException as error:  # Handed over to whoever awaits llm().
             self._report(None, error)
             return
@@ -303,10 +314,11 @@ class _Keeper:
         self._loop.call_soon_threadsafe(settle)
 
 
-def _kill_processes() -> None:
-    """Kill and reap what `multiprocessing` still has; in a server that is vLLM's alone."""
-    for process in multiprocessing.active_children():
-        process.kill()
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    """Kill and reap those that still run."""
+    for process in processes:
+        if process.is_alive():
+            process.kill()
         process.join(_REAP_S)
 
 

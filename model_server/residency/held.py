@@ -150,15 +150,18 @@ class Held:
         await self.drop()
 
     async def drop(self) -> None:
-        """Unload it. Nothing happens if it has no engine. Raises TimeoutError if the engine does not end."""
+        """Unload it. Nothing happens if it has no engine. Raises EngineError if that does not end."""
         engine, self.engine = self.engine, None
         self._forget()
         if engine is not None:
             self._steps_before += engine.load().steps
             # What was loaded once lies on the disk, also where a hub's cache holds it.
             self.residency = Residency.STAGED if self.info is not None or self.spec.staged() else Residency.LISTED
-            async with asyncio.timeout(_STOP_WITHIN_S):
-                await engine.stop()
+            try:
+                async with asyncio.timeout(_STOP_WITHIN_S):
+                    await engine.stop()
+            except TimeoutError:
+                raise EngineError(f"the engine of {self.name!r} did not end within {_STOP_WITHIN_S:g} s") from None
 
     def _forget(self) -> None:
         """Its cache is gone: an engine that sleeps drops it."""

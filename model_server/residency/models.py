@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from discovery.endpoint import ModelState, Residency
 from model_server.engine import EngineError, EngineInfo, EngineLoad
@@ -26,6 +26,7 @@ from stoker_common.refusal import Code, Refusal, exhausted, not_found, unavailab
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Tell = Callable[[Progress], Awaitable[None]]
 
 # A model that cannot be loaded is not tried again at once: what is wrong stays wrong until somebody acts.
@@ -59,7 +60,7 @@ class Models:
         self._one_at_a_time = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
         self._failed: asyncio.Future[Liveness] | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self.meters = Meters([each.meter for each in held])
         metrics.watch(self.states)
 
@@ -194,11 +195,19 @@ class Models:
         self._on_change()
         return move
 
+    def pin(self, names: frozenset[str]) -> None:
+        """These models and no others are never put to sleep. `chat` pins all its versions, `chat@1` one."""
+        for held in self:
+            pinned = held.name in names or held.name.partition("@")[0] in names
+            if pinned != held.pinned:
+                log.info("pinned" if pinned else "unpinned", extra={"model": held.name})
+            held.pinned = pinned
+
     async def put_away(self, held: Held, to: Residency, grace_s: float | None) -> None:
         """Move a model out of the way: to sleep where its engine can, or out of memory. Once it is, nothing happens.
 
         Waits for what runs on it, for `grace_s` at most (None: until it has ended); then that goes on elsewhere.
-        Raises Refusal: MODEL_PINNED, MODEL_MOVING.
+        Raises Refusal: MODEL_PINNED, MODEL_MOVING, MODEL_FAILED.
         """
         if held.pinned:
             text = f"the model {held.name!r} is pinned; delete its pin first (Consul KV, stoker/pins/{held.name})"
@@ -210,17 +219,26 @@ class Models:
             return
         self._leave(held, to)
         self._on_change()
-        await asyncio.shield(self._spawn(self._put_away(held, to, grace_s)))
+        failed = await asyncio.shield(self._spawn(self._put_away(held, to, grace_s)))
+        if failed is not None:
+            raise failed
 
-    async def _put_away(self, held: Held, to: Residency, grace_s: float | None) -> None:
+    async def _put_away(self, held: Held, to: Residency, grace_s: float | None) -> Refusal | None:
+        """Returns what the caller is to hear: raised here, it would end all other moves with it."""
         try:
             async with asyncio.timeout(grace_s):
                 await held.running.wait_empty()
         except TimeoutError:
             held.running.fail(held.left)
             await held.running.wait_empty()
-        async with self._one_at_a_time:
-            await self._put(held, to)
+        try:
+            async with self._one_at_a_time:
+                await self._put(held, to)
+        except EngineError as error:
+            log.error("a model was not put away as asked", extra={"model": held.name, "why": str(error)})
+            text = f"the model {held.name!r} was dropped, because its engine failed: {error}"
+            return unavailable(text, reason="MODEL_FAILED", retry_after_s=_FIRST_BACKOFF_S)
+        return None
 
     async def _run(self, move: Move, held: Held, victims: Sequence[Held]) -> None:
         was, waiting = held.residency, list(victims)
@@ -353,7 +371,7 @@ class Models:
 
         self._watches[held.name] = self._spawn(watch())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         if self._tasks is None:
             raise RuntimeError("models move while `run` runs")
         task = self._tasks.create_task(work)

@@ -13,7 +13,7 @@ COMMANDS = {
     "status": ("stoker_client.cli.status", "Show zones, servers, models, load and breakers."),
     "explain": ("stoker_client.cli.explain", "Show what a request would cost on each server, term by term."),
     "drain": ("stoker_client.cli.drain", "Make a server leave; its streams go on elsewhere."),
-    "models": ("stoker_client.cli.models", "List the models and where they are."),
+    "models": ("stoker_client.cli.models", "List the models and where they are; load, wake, sleep and unload them."),
 }
 
 

@@ -20,9 +20,11 @@ def print_message(message: Message) -> None:
     click.echo(as_json(message))
 
 
-def as_json(message: Message) -> str:
-    """A message of the API as JSON."""
-    return MessageToJson(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+def as_json(message: Message, indent: int | None = 2) -> str:
+    """A message of the API as JSON; in one line without `indent`."""
+    return MessageToJson(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=indent
+    )
 
 
 def console() -> Console:

@@ -23,7 +23,9 @@ from discovery.consul_client import ConsulClient
 from discovery.consul_registrar import ConsulRegistrar, RegistrarTiming
 from discovery.consul_watcher import ConsulWatcher
 from discovery.endpoint import Load, ModelState, Residency
+from discovery.pins import ConsulPins
 from discovery.zone_watch import WatcherTiming
+from stoker_common.backoff import Backoff
 from tests.integration.discovery.kit import ROOT, Seen, consul_mesh, make_endpoint, running, until
 
 pytestmark = pytest.mark.integration
@@ -53,7 +55,8 @@ def new_watcher(client: ConsulClient, zone: str, timing: WatcherTiming | None = 
 
 
 async def consul(agent: ConsulAgent, *words: str) -> None:
-    command = [str(agent.config.binary), words[0], f"-http-addr={agent.config.http_address}", *words[1:]]
+    named = 2 if words[0] == "kv" else 1  # its subcommand goes before the flags
+    command = [str(agent.config.binary), *words[:named], f"-http-addr={agent.config.http_address}", *words[named:]]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0
 
@@ -298,3 +301,16 @@ async def test_an_agent_that_cannot_start_says_why(tmp_path: Path, mesh: dict[st
     with pytest.raises(ConsulAgentError, match=r"consul-zone-c.*(address already in use|ended)"):
         await ready([agent], within_s=10.0)
     agent.stop()
+
+
+async def test_a_pin_is_seen_when_it_is_set_and_gone_when_it_is_deleted(
+    mesh: dict[str, ConsulAgent], clients: dict[str, ConsulClient]
+) -> None:
+    published: list[frozenset[str]] = []
+    pins = ConsulPins(clients["zone-b"], "zone-a", Backoff(random.Random(1), 0.1, 1.0))
+    async with running(pins.run(published.append)):
+        await until(lambda: published == [frozenset()])
+        await consul(mesh["zone-a"], "kv", "put", "stoker/pins/chat@1", "")
+        await until(lambda: published[-1] == frozenset({"chat@1"}))
+        await consul(mesh["zone-a"], "kv", "delete", "stoker/pins/chat@1")
+        await until(lambda: published[-1] == frozenset())

@@ -93,20 +93,6 @@ async def test_status_explain_and_models_tell_what_the_router_sees() -> None:
         assert [(each.server, each.model.name) for each in models.models] == [("zone-b-0", MODEL), ("zone-b-1", MODEL)]
 
 
-@pytest.mark.parametrize("method", ["LoadModel", "SleepModel", "WakeModel", "UnloadModel"])
-async def test_what_is_not_there_yet_says_so(method: str) -> None:
-    async with mesh(zones=("zone-a",)) as up, channel_to(up.address) as channel:
-        request = getattr(model_pb2, f"{method}Request")()
-        call = getattr(model_pb2_grpc.ModelServiceStub(channel), method)(request)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            if isinstance(call, grpc.aio.UnaryStreamCall):
-                await call.read()
-            else:
-                await call
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert method in (caught.value.details() or "")
-
-
 async def test_status_shows_the_load_of_this_moment() -> None:
     """Not the catalog's, which may be 15 s old: somebody would look for streams that ended long ago."""
     async with mesh(zones=("zone-a",)) as up, channel_to(up.address) as channel:

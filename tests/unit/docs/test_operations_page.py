@@ -11,12 +11,14 @@ from model_server.liveness import LifeState
 from model_server.metrics import ServerMetrics
 from model_server.residency.metrics import ResidencyMetrics
 from router.admission_metrics import AdmissionMetrics
+from router.call_transport import CallTransport
 from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.ledger import Ledger
 from router.metrics import FleetCollector, RouterMetrics
 from router.process_metrics import ProcessesCollector
 from router.processes import Processes, ProcessRules
+from router.readying import Readying
 from router.reservations import ReservationMetrics
 from stoker_common.backoff import Backoff
 
@@ -37,6 +39,7 @@ def test_the_page_names_the_metrics_that_there_are(tmp_path: Path) -> None:
     RouterMetrics(router)
     AdmissionMetrics(router)
     ReservationMetrics(router)
+    Readying(CallTransport(), router, lambda: 0.0, lambda key, model: None)
     ledger = Ledger(lambda: 0.0)
     breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))
     router.register(FleetCollector(Fleet(ledger, lambda _: None), ledger, breakers, lambda: 0.0))

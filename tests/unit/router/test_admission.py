@@ -17,6 +17,7 @@ from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import Booking, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
+from router.readying import Readying
 from router.room import RoomRules, Rooms
 from router.scorers import Rates
 from router.sessions import Sessions
@@ -26,6 +27,7 @@ from stoker_common.refusal import Code, Refusal
 from tests.fakes.clock import FakeClock
 from tests.fakes.until import until
 from tests.unit.router.builders import MODEL, endpoint, key, request, view
+from tests.unit.router.test_router import Scripted
 
 # One place each, and nobody waits there: what is admitted is seen at once.
 A1, A2 = endpoint("a-1", max_streams=1), endpoint("a-2", max_streams=1)
@@ -45,6 +47,7 @@ class Bench:
             Rooms(RoomRules(waiting_per_server=0), self.learned.ledger, self.clock),
             self.fleet,
             self.learned,
+            Readying(Scripted(), self.registry, self.clock, self.fleet.hot),
             AdmissionMetrics(self.registry),
             self.clock,
         )

@@ -2,11 +2,11 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from discovery.catalog import CatalogState
-from discovery.endpoint import Endpoint, Load
+from discovery.endpoint import Endpoint, Load, Residency
 from router.fleet import Fleet
 from router.ledger import Key, Ledger
 from tests.fakes.clock import FakeClock
-from tests.unit.router.builders import MODEL, endpoint, key, view
+from tests.unit.router.builders import HOT, MODEL, endpoint, key, view
 
 A1, A2 = endpoint("a-1"), endpoint("a-2")
 
@@ -65,3 +65,24 @@ def test_the_data_path_decides_about_the_doubtful() -> None:
     assert not seen.fleet.snapshot.holders[MODEL].by_key
     seen.fleet.data_path({key(A1): True})
     assert key(A1) in seen.fleet.snapshot.holders[MODEL].by_key
+
+
+def test_a_model_that_a_server_said_is_hot_is_so_until_the_catalog_speaks_of_its_models_again() -> None:
+    fleet = Fleet(Ledger(FakeClock()), lambda members: None)
+    staged = replace(HOT, residency=Residency.STAGED, time_to_ready_ms=5000.0)
+    cold = endpoint("a-1", models=(staged,))
+    fleet.publish(view([cold, endpoint("a-2", models=(staged,))]))
+
+    def where() -> list[Residency]:
+        return [holder.model.residency for holder in fleet.snapshot.holders[MODEL].by_key.values()]
+
+    fleet.hot(key(cold), MODEL)
+    assert where() == [Residency.HOT, Residency.STAGED]
+    assert fleet.snapshot.holders[MODEL].by_key[key(cold)].model.time_to_ready_ms == 0.0
+    other = endpoint("a-2", models=(replace(staged, time_to_ready_ms=1.0),))
+    fleet.publish(view([replace(cold, load=Load(running=1)), other]))
+    assert where() == [Residency.HOT, Residency.STAGED], "its load says nothing of its models"
+    fleet.publish(view([replace(cold, models=(replace(staged, time_to_ready_ms=9.0),)), other]))
+    assert where() == [Residency.STAGED, Residency.STAGED]
+    fleet.hot(("nobody", "e"), MODEL)
+    assert where() == [Residency.STAGED, Residency.STAGED]

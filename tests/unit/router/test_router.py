@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, Residency
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
@@ -25,6 +25,7 @@ from router.learned import Learned
 from router.ledger import Ledger
 from router.metrics import RouterMetrics
 from router.policy import Policy
+from router.readying import Readying
 from router.retry_budget import RetryBudget, RetryBudgetRules
 from router.room import RoomRules, Rooms
 from router.router import RetryRules, Router
@@ -32,7 +33,7 @@ from router.scorers import Rates
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
-from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
 from stoker_common.refusal import Code, Refusal, exhausted, invalid, unavailable
@@ -92,6 +93,7 @@ class Scripted:
     def __init__(self, **scripts: Script) -> None:
         self.scripts = {name.replace("_", "-"): script for name, script in scripts.items()}
         self.asked: list[str] = []
+        self.readied: list[str] = []
         self.requests: list[generation_pb2.Generation] = []
         self.closed: list[str] = []
         self.moved: list[bytes] = []
@@ -121,6 +123,20 @@ class Scripted:
                 yield Part(step.SerializeToString(), step)
         finally:
             self.closed.append(endpoint.server)
+
+    async def ready(self, endpoint: Endpoint, model: str) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        self.readied.append(endpoint.server)
+        for activity in ("waking", "loading weights"):
+            yield model_pb2.ModelProgress(server=endpoint.server, activity=activity)
+            await self.held.wait()
+        for step in self.scripts.get(f"ready-{endpoint.server}", []):
+            if isinstance(step, Exception):
+                raise step
+
+    async def put_away(
+        self, endpoint: Endpoint, model: str, to: Residency, grace_s: float | None
+    ) -> endpoint_pb2.Model:
+        return endpoint_pb2.Model(name=model)
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         return True
@@ -164,11 +180,13 @@ class Bench:
         self.registry = CollectorRegistry()
         self.metrics = RouterMetrics(self.registry)
         self.retry_budget = RetryBudget(RetryBudgetRules(), self.clock)
+        self.readying = Readying(transport, self.registry, self.clock, self.fleet.hot)
         self.admission = Admission(
             AdmissionRules(hold_s=0.05),
             Rooms(RoomRules(), self.learned.ledger, self.clock),
             self.fleet,
             self.learned,
+            self.readying,
             AdmissionMetrics(self.registry),
             self.clock,
         )
@@ -177,6 +195,7 @@ class Bench:
             policy=Policy("a", Rates()),
             learned=self.learned,
             admission=self.admission,
+            readying=self.readying,
             retry_budget=self.retry_budget,
             transport=transport,
             metrics=self.metrics,

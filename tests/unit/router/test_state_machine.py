@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from opentelemetry.context import Context
 
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, Residency
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.config import RouterSettings
 from router.data_path import DataPath
@@ -27,7 +27,7 @@ from router.interrupt import Interrupt
 from router.ledger import Key
 from router.report import Identity
 from router.server import RouterServer, World
-from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
 from stoker_common import tracing
 from stoker_common.link.state import LinkState
 from stoker_common.refusal import Code, Refusal, deadline_exceeded, exhausted, unavailable
@@ -131,6 +131,15 @@ class FakeTransport:
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
         server = self.servers[key(endpoint)]
         return server.alive and server.linked
+
+    async def ready(self, endpoint: Endpoint, model: str) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+        raise AssertionError("its model is hot everywhere")
+        yield model_pb2.ModelProgress()  # makes it a generator
+
+    async def put_away(
+        self, endpoint: Endpoint, model: str, to: Residency, grace_s: float | None
+    ) -> endpoint_pb2.Model:
+        return endpoint_pb2.Model(name=model)
 
     async def drain(self, endpoint: Endpoint, grace_s: float | None, timeout_s: float) -> int:
         return 0

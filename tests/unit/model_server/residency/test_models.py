@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from discovery.endpoint import Residency
+from model_server.engine import EngineError
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
 from model_server.inflight import InFlight
@@ -179,6 +180,17 @@ async def test_what_runs_is_waited_for_and_never_cut_off() -> None:
         assert up.where()["b"] is Residency.HOT
 
 
+async def test_a_pin_holds_a_model_or_all_versions_of_it_and_goes_with_the_pin() -> None:
+    async with shelf("chat@1", "b") as up:
+        for names in (frozenset({"chat"}), frozenset({"chat@1", "unknown"})):
+            up.models.pin(names)
+            with pytest.raises(Refusal, match="pinned"):
+                await up.ask("b")
+        up.models.pin(frozenset({"chat@2"}))
+        await up.ask("b")
+        assert up.where() == {"chat@1": Residency.ASLEEP, "b": Residency.HOT}
+
+
 async def test_with_no_room_it_is_refused_with_a_time_to_come_back() -> None:
     async with shelf("a", "b") as up:
         up.held("a").pinned = True
@@ -240,6 +252,21 @@ async def test_put_away_waits_for_the_grace_and_then_ends_what_runs() -> None:
         with pytest.raises(Refusal) as refused:
             await up.models.put_away(up.held("a"), Residency.STAGED, None)
         assert refused.value.reason == "MODEL_PINNED"
+
+
+async def test_an_engine_that_fails_at_sleep_is_dropped_and_nobody_else_hears_of_it() -> None:
+    async with shelf("a", "b", max_hot=2) as up:
+
+        async def broken() -> None:
+            raise EngineError("no memory on the host")
+
+        up.engines["b"][0].sleep = broken  # type: ignore[method-assign]
+        with pytest.raises(Refusal, match="no memory on the host") as refused:
+            await up.models.put_away(up.held("b"), Residency.ASLEEP, None)
+        assert refused.value.reason == "MODEL_FAILED" and up.where()["b"] is Residency.STAGED
+        await up.ask("a")
+        await up.ask("b")
+        assert len(up.engines["b"]) == 2
 
 
 async def test_an_engine_that_dies_ends_the_watch() -> None:
