@@ -37,8 +37,8 @@ class LinkUse:
     idle_s: float = 5.0
     # After an attach that came to nothing: an older router, a proxy that takes no such streams.
     again_s: float = 10.0
-    # How long a stream waits for the link rather than be a call.
-    wait_s: float = 0.0
+    # How long a stream waits for the link that is being made. Else a burst would be as many calls to the end.
+    wait_s: float = 0.25
     # A router has no engine whose steps could be watched.
     rules: LinkRules = field(default_factory=lambda: LinkRules(stalled_s=None))
 
@@ -177,8 +177,6 @@ class Peer:
 
     async def _up(self) -> None:
         """Wait for the link that is being made, as long as a stream may."""
-        if not self._use.wait_s:
-            return
         try:
             async with asyncio.timeout(self._use.wait_s):
                 while self._attached is not None and not self.linked:
