@@ -18,6 +18,7 @@ from model_server.residency.spec import ModelSpec
 from model_server.server import ModelServer
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2, model_pb2_grpc
 from tests.fakes.fleet import QUICK, server_settings
+from tests.fakes.gated import GatedEngine
 from tests.fakes.inference import channel_to, error_details, generation, stream, token_ids
 from tests.fakes.until import until
 
@@ -72,8 +73,14 @@ async def test_two_hot_models_answer_in_turn_and_at_once_each_for_itself() -> No
 
 
 async def test_a_cold_model_asked_of_the_server_itself_by_a_hundred_is_loaded_once_with_progress() -> None:
-    async with serving("a", "b", sim=SIM.model_copy(update={"load_ms": 1500.0})) as (server, channel):
-        answers = await asyncio.gather(*(answer(channel, "b") for _ in range(100)))
+    async with serving("a", "b") as (server, channel):
+        gate = asyncio.Event()
+        server.models.find("b").spec = ModelSpec("b", lambda: GatedEngine("b", SIM, gate))
+        async with asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(answer(channel, "b")) for _ in range(100)]
+            await until(lambda: len(server.in_flight) == 100)
+            gate.set()
+        answers = [task.result() for task in asking]
         assert all(len(token_ids(parts)) == 5 for parts in answers)
         assert all(parts[0].HasField("progress") and parts[0].progress.server == "s" for parts in answers)
         assert all(parts[-1].finished.timings.load.ToMilliseconds() >= 100 for parts in answers)

@@ -18,6 +18,7 @@ from model_server.server import ModelServer
 from router.server import RouterServer
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2, model_pb2_grpc
 from tests.fakes.fleet import QUICK, server_settings
+from tests.fakes.gated import GatedEngine
 from tests.fakes.inference import channel_to, error_details, generation, stream, token_ids
 from tests.fakes.mesh import router
 from tests.fakes.until import until
@@ -68,8 +69,15 @@ async def up(servers: int = 1, *, sim: SimSettings = SIM, max_hot: int = 1) -> A
 
 
 async def test_a_cold_model_asked_for_by_a_hundred_at_once_is_loaded_once_and_all_are_answered() -> None:
-    async with up(servers=3, sim=SIM.model_copy(update={"load_ms": 1500.0})) as mesh:
-        answers = await asyncio.gather(*(mesh.answer("cold") for _ in range(100)))
+    async with up(servers=3) as mesh:
+        gate = asyncio.Event()
+        for server in mesh.servers:
+            server.models.find("cold").spec = ModelSpec("cold", lambda: GatedEngine("cold", SIM, gate))
+        async with asyncio.TaskGroup() as tasks:
+            asking = [tasks.create_task(mesh.answer("cold")) for _ in range(100)]
+            await until(lambda: mesh.router.admission.queues().get("cold", (0, 0.0))[0] == 100)
+            gate.set()
+        answers = [task.result() for task in asking]
         assert all(len(token_ids(parts)) == 5 and parts[-1].HasField("finished") for parts in answers)
         assert mesh.loads() == 1.0
         assert len({parts[-1].finished.attempts[0].server for parts in answers}) == 1
