@@ -1,6 +1,7 @@
 """One suite for the three ways an answer comes: through a router, from the server itself, or whichever works."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -214,3 +215,17 @@ async def test_direct_says_where_it_cannot_go(monkeypatch: pytest.MonkeyPatch) -
             await client.generate("x", model=MODEL, max_tokens=5)
         assert raised.value.code is Code.UNAVAILABLE
         await until(lambda: not len(up.routers["zone-a"].reservations), within_s=12)
+
+
+@modes
+async def test_the_command_has_them_too(mode: Way) -> None:
+    async with mesh(1, zones=("zone-a",), ticket_key=KEY) as up:
+        argv = ("-m", "stoker_client", "generate", "a prompt", "--max-tokens", "20", "--router", up.address)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *argv, "--mode", mode, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        text, said = await process.communicate()
+        assert process.returncode == 0, said
+        assert text.strip() and b"20 out" in said and b"picked for" in said
+        ended = up.routers["zone-a"].registry.get_sample_value("stoker_router_reservations_ended_total", {"how": "ok"})
+        assert ended == (None if mode == "relay" else 1)
