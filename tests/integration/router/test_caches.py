@@ -182,7 +182,9 @@ async def test_a_hard_session_waits_no_longer_than_its_deadline() -> None:
         async with running(channel, hard(turn("hello", session="s", max_tokens=4000))):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await unary(channel, hard(turn("hello", session="s", max_tokens=1)), timeout=0.3)
-            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            # Or it is refused at once, where what was served before took so long that this would be too late.
+            late = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            assert caught.value.code() in late
         await until(up.idle)
 
 
