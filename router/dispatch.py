@@ -10,6 +10,7 @@ from router.flight import Flight
 from router.learned import Learned
 from router.policy import Chosen
 from router.request import Request
+from router.scorers import first_token_ms
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common.refusal import unavailable
 
@@ -38,7 +39,7 @@ class Dispatch:
     def __enter__(self) -> Self:
         self._expected = self._learned.caches.expect(self._member.key, self._request)
         computed = self._request.prompt_tokens - self._cost.cached_tokens
-        self._booking = self._learned.ledger.book(self._member.key, computed)
+        self._booking = self._learned.ledger.book(self._member.key, computed, self._cost.cached_tokens)
         self._learned.breakers.dispatched(self._member.key)
         return self
 
@@ -97,7 +98,11 @@ class Dispatch:
         if self._try.resume_mode != endpoint_pb2.RESUME_MODE_REPLAY:  # a replay decodes before it says anything
             # What comes before the first token; the rest of the cost lies behind it.
             predicted_ms = self._cost.total_ms - self._cost.decode_ms
-            breakers.timed(key, (self._flight.clock() - since_s) * 1e3, predicted_ms, since_s)
+            took_ms = (self._flight.clock() - since_s) * 1e3
+            breakers.timed(key, took_ms, predicted_ms, since_s)
+            zone_ms = self._learned.ways.ms.get(self._member.endpoint.zone, 0.0) if self._cost.zone_ms else 0.0
+            self._flight.waited_ms, self._flight.predicted_ms = took_ms, first_token_ms(self._cost, zone_ms)
+            self._learned.timings.learn(key, self._request.model).first_token(took_ms, self._flight.predicted_ms)
 
     def _began(self, started: inference_pb2.Started) -> None:
         self._try.resume_mode = started.resume_mode
@@ -111,4 +116,6 @@ class Dispatch:
         self._learned.sizing.observe_prompt(self._generation, started.prompt_tokens)
         self._learned.caches.found(self._member.key, self._request, started.cached_tokens)
         if started.HasField("load"):
-            self._learned.ledger.report(self._member.key, load_from_proto(started.load))
+            load = load_from_proto(started.load)
+            self._learned.ledger.report(self._member.key, load)
+            self._learned.timings.learn(self._member.key, self._request.model).pace(load.running, load.itl_ms)

@@ -52,6 +52,9 @@ class Flight:
     cached_tokens: int = 0
     # What the router had expected of them.
     expected_cached_tokens: int = 0
+    # From the last attempt's beginning to its first token, and what the pick had expected.
+    waited_ms: float | None = None
+    predicted_ms: float = 0.0
     transcript: Transcript = field(default_factory=Transcript)
     outcome: str = "cancelled"  # until something else is known: a client that vanishes says nothing
 

@@ -12,31 +12,55 @@ from stoker_common.clock import Clock
 
 Key = tuple[str, str]  # server, epoch
 
+# How much of the others' part is told from our own requests, where there are others: half of it.
+OWN_VIEW = 0.5
+# Reports by which the number of others is told, and the most there can be.
+_PEERS_REPORTS, _MOST_PEERS = 128, 64.0
+# With fewer streams of our own on an endpoint, on average, they tell nothing of the others'.
+_FEW_STREAMS = 0.1
+
 
 @dataclass(slots=True)
 class Account:
     """One endpoint's occupancy. Read by scorers, changed only by the ledger.
 
-    `own_*` are this router's requests; `others_*` what a report counted beyond them. Prompt tokens are those expected
-    to be computed: without the cached ones, until the first token.
+    `own_*` are this router's requests; `others_*` what a report counted beyond them; `new_*` those of its own that were
+    sent since. Prompt tokens are those expected to be computed: without the cached ones, until the first token.
     """
 
     own_streams: int = 0
     own_prompt_tokens: int = 0
+    # With the cached ones, as servers count them.
+    own_whole_tokens: int = 0
+    new_streams: int = 0
+    new_prompt_tokens: int = 0
+    # How many streams of other routers there are for each of ours, over all endpoints.
+    peers: float = 0.0
     others_streams: int = 0
     others_prompt_tokens: float = 0.0
     reported_at_s: float = 0.0
     load: Load = field(default_factory=Load)
 
     @property
-    def streams(self) -> int:
-        """Streams running or waiting there."""
-        return self.own_streams + self.others_streams
+    def streams(self) -> float:
+        """Streams running or waiting there, as far as can be told."""
+        return self.own_streams + self._others(self.others_streams, self.new_streams, self.own_streams)
+
+    def _others(self, reported: float, new: int, own: int) -> float:
+        """The others' part: what was reported, and in proportion what we sent since; in part from our own alone.
+
+        Routers that see the same reports would all choose the same server until the next one. What each has sent itself
+        differs, so that weighing it more keeps them apart (docs/adr/0086).
+        """
+        if not self.peers:
+            return reported
+        return (1 - OWN_VIEW) * (reported + self.peers * new) + OWN_VIEW * self.peers * own
 
     def waiting_prompt_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
         """Prompt tokens to be computed before a request sent now: the others' have been worked on since the report."""
         since = max(0.0, now_s - self.reported_at_s)
-        return self.own_prompt_tokens + max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
+        others = max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
+        return self.own_prompt_tokens + self._others(others, self.new_prompt_tokens, self.own_prompt_tokens)
 
 
 # Read where nothing is booked, never written.
@@ -46,20 +70,25 @@ NOTHING = Account()
 class Booking:
     """One attempt's share of an account. `close` may be called any number of times."""
 
-    __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens")
+    __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens", "_whole_tokens")
 
-    def __init__(self, ledger: "Ledger", account: Account, prompt_tokens: int) -> None:
+    def __init__(self, ledger: "Ledger", account: Account, prompt_tokens: int, cached_tokens: int) -> None:
         self._ledger = ledger
         self._account = account
         self._waiting_tokens = prompt_tokens
+        self._whole_tokens = prompt_tokens + cached_tokens
         self._open = True
         account.own_streams += 1
         account.own_prompt_tokens += prompt_tokens
+        account.own_whole_tokens += self._whole_tokens
+        account.new_streams += 1
+        account.new_prompt_tokens += prompt_tokens
 
     def first_token(self) -> None:
         """The prompt is computed."""
         self._account.own_prompt_tokens -= self._waiting_tokens
-        self._waiting_tokens = 0
+        self._account.own_whole_tokens -= self._whole_tokens
+        self._waiting_tokens = self._whole_tokens = 0
 
     def close(self) -> None:
         """The attempt is over, however it ended."""
@@ -77,6 +106,8 @@ class Ledger:
         self._clock = clock
         self._accounts: dict[Key, Account] = {}
         self._in_flight = 0
+        # Streams of ours and of others on an endpoint, on average over reports.
+        self._own = self._others = 0.0
         self._on_room: Callable[[], None] = lambda: None
 
     def listen(self, on_room: Callable[[], None]) -> None:
@@ -93,10 +124,10 @@ class Ledger:
         """Accounts by server and epoch. A live view; read it and let go of it before the next await."""
         return self._accounts
 
-    def book(self, key: Key, prompt_tokens: int) -> Booking:
-        """Book an attempt that will compute `prompt_tokens`."""
+    def book(self, key: Key, prompt_tokens: int, cached_tokens: int = 0) -> Booking:
+        """Book an attempt that will compute `prompt_tokens` and find `cached_tokens` in the cache."""
         self._in_flight += 1
-        return Booking(self, self._accounts.setdefault(key, Account()), prompt_tokens)
+        return Booking(self, self._accounts.setdefault(key, Account()), prompt_tokens, cached_tokens)
 
     def closed(self, _booking: Booking) -> None:
         """For bookings: one is over."""
@@ -109,7 +140,11 @@ class Ledger:
         account.load = load
         account.reported_at_s = self._clock()
         account.others_streams = max(0, load.running + load.waiting - account.own_streams)
-        account.others_prompt_tokens = max(0.0, load.waiting_prompt_tokens - account.own_prompt_tokens)
+        account.others_prompt_tokens = max(0.0, load.waiting_prompt_tokens - account.own_whole_tokens)
+        account.new_streams = account.new_prompt_tokens = 0
+        self._others += (account.others_streams - self._others) / _PEERS_REPORTS
+        self._own += (account.own_streams - self._own) / _PEERS_REPORTS
+        account.peers = min(_MOST_PEERS, self._others / self._own) if self._own > _FEW_STREAMS else 0.0
         self._on_room()
 
     def keep(self, keys: Iterable[Key]) -> None:

@@ -13,6 +13,9 @@ from router.ledger import NOTHING, Ledger
 from stoker_common.clock import Clock
 from stoker_common.metrics import ITL_BUCKETS_S, TTFT_BUCKETS_S
 
+# Right within a quarter is between 0.75 and 1.25.
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+
 
 class RouterMetrics:
     """What the router counts itself, request by request: nothing here is done for each token."""
@@ -43,6 +46,13 @@ class RouterMetrics:
             "Longest time between two tokens of a request.",
             ("model", "zone"),
             buckets=TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        self.prediction = Histogram(
+            "stoker_router_ttft_predicted_ratio",
+            "Time from an attempt's beginning to its first token, as a multiple of what the pick had expected.",
+            ("zone",),
+            buckets=RATIO_BUCKETS,
             registry=registry,
         )
         self.tokens = Counter(
@@ -94,6 +104,8 @@ class RouterMetrics:
             }
             for kind, count in tokens.items():
                 self.cached_tokens.labels(flight.model, kind).inc(count)
+        if flight.waited_ms is not None and flight.predicted_ms > 0:
+            self.prediction.labels(zone).observe(flight.waited_ms / flight.predicted_ms)
         if flight.ttft_s is not None:
             self.ttft.labels(flight.model, zone).observe(flight.ttft_s)
             self.tokens.labels(flight.model, zone).inc(flight.tokens)

@@ -15,6 +15,7 @@ from router.room import Rooms
 from router.scorers import Cost, Rates
 from router.shortlist import homes, shortlist
 from router.snapshot import NOBODY, Holder, Holders, Snapshot
+from router.timing import Timings
 
 
 class Candidate(NamedTuple):
@@ -56,6 +57,8 @@ class Conditions:
     rooms: Rooms | None = None
     # Tokens of the request's session, by server and epoch.
     session: Mapping[Key, int] = field(default_factory=dict)
+    # What endpoints' times have been like.
+    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,7 @@ class Policy:
             self.rates,
             conditions.now_s,
             conditions.breakers.share(member.key),
+            conditions.timings.get(member.key, request.model),
         )
 
 

@@ -163,6 +163,7 @@ class Router:
             ways_ms=learned.ways.ms,
             now_s=self._clock(),
             rooms=rooms,
+            timings=learned.timings,
             session=session,
         )
 
@@ -385,6 +386,7 @@ class Router:
         resumed = flight.transcript.started
         self._metrics.picks.labels(endpoint.zone, chosen.reason).inc()
         about = {"stoker.server": endpoint.server, "stoker.zone": endpoint.zone, "stoker.pick": chosen.reason}
+        about |= {f"stoker.cost.{term}": of for term, of in chosen.candidate.cost._asdict().items()}
         with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about):
             with (
                 Dispatch(request, chosen, generation, flight, self._learned) as dispatch,

@@ -12,6 +12,7 @@ from discovery.endpoint import Residency
 from router.ledger import Account
 from router.request import Request
 from router.snapshot import Holder
+from router.timing import SLOWDOWN, Timing
 
 
 class Cost(NamedTuple):
@@ -37,9 +38,6 @@ class Rates:
 
     prefill_tokens_per_second: float = 500.0
     itl_ms: float = 30.0
-    # How much one more stream slows a decoding batch, relative to a batch of one. Measured with vLLM on an H100, 8B:
-    # 155 tok/s alone, 92 tok/s each at 32, 42 each at 128; that is 2 % a stream.
-    decode_slowdown_per_stream: float = 0.02
     # A model that is not hot and whose time to be ready nobody has measured.
     unmeasured_ready_ms: float = 30_000.0
     # What leaving the zone costs beside the way itself: traffic between zones is paid for, and its path is less sure.
@@ -55,11 +53,12 @@ def cost(
     rates: Rates,
     now_s: float,
     share: float = 1.0,
+    timing: Timing | None = None,
 ) -> Cost:
     """The request's cost on `holder`.
 
     `held_tokens` of the request's session are in the cache there; `way_ms` is the way to its zone, 0 at home.
-    `share` of its places may be taken: less than 1 soon after its return.
+    `share` of its places may be taken: less than 1 soon after its return. `timing`: what its times have been like.
     """
     load = account.load
     prefill_per_s = load.prefill_tokens_per_second or rates.prefill_tokens_per_second
@@ -67,6 +66,9 @@ def cost(
     streams = account.streams
 
     ready_ms = _ready_ms(holder, rates)
+    ms_per_stream = timing.itl_ms_per_stream if timing is not None else None
+    if ms_per_stream is None:
+        ms_per_stream = SLOWDOWN * itl_ms
     queue_ms = account.waiting_prompt_tokens(now_s, prefill_per_s) / prefill_per_s * 1e3
     places, lasts_ms = holder.member.endpoint.max_streams, request.expected_output_tokens * itl_ms
     full_ms = _full_ms(streams, places, lasts_ms)
@@ -74,8 +76,11 @@ def cost(
     ramp_ms = 0.0 if share >= 1.0 else _full_ms(streams, max(1, int(share * places)), lasts_ms) - full_ms
     # The engine always computes the last token of a prompt itself.
     cached = min(held_tokens, request.prompt_tokens - 1)
-    prefill_ms = (request.prompt_tokens - cached) / prefill_per_s * 1e3
-    decode_ms = streams * rates.decode_slowdown_per_stream * itl_ms * request.expected_output_tokens
+    # Its prompt joins a step, which takes as long as the streams' do besides.
+    prefill_ms = load.itl_ms + (request.prompt_tokens - cached) / prefill_per_s * 1e3
+    # Each stream there makes each of our tokens later, and we each of its; and it waits while our prompt is computed.
+    # A moment of theirs counts like one of ours (docs/adr/0086).
+    decode_ms = streams * (2 * ms_per_stream * request.expected_output_tokens + prefill_ms)
     return Cost(
         ready_ms,
         queue_ms,
@@ -88,7 +93,12 @@ def cost(
     )
 
 
-def _full_ms(streams: int, places: int, lasts_ms: float) -> float:
+def first_token_ms(of: Cost, way_ms: float) -> float:
+    """What of a cost lies before the first token, with the way to its zone and back."""
+    return of.ready_ms + of.queue_ms + of.prefill_ms + of.ramp_ms + way_ms
+
+
+def _full_ms(streams: float, places: int, lasts_ms: float) -> float:
     """The wait for a place: one becomes free whenever a stream ends, evenly over a stream's time."""
     over = streams - places + 1
     return over / places * lasts_ms if over > 0 else 0.0

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,7 +74,7 @@ class BaselineProcess:
         self.seen.prefill_tokens[server] -= self._computing.pop(flight.job.number, 0)
         self._left(flight, server)
 
-    def reported(self, server: str, load: Load) -> None:
+    def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
         """A server reported its load."""
         self.seen.load[server] = load
 

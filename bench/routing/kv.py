@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 class Kv:
     """One cache of `capacity` tokens, in blocks of `block` tokens."""
 
-    __slots__ = ("_idle", "_users", "block", "capacity", "evictions", "private")
+    __slots__ = ("_idle", "_users", "block", "capacity", "evictions", "news", "private")
 
     def __init__(self, capacity: int, block: int) -> None:
         self.capacity = capacity
         self.block = block
         self.private = 0
         self.evictions = 0
+        # Blocks that came and went since the last digest: True for those that are here.
+        self.news: dict[int, bool] = {}
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
@@ -38,7 +40,8 @@ class Kv:
         if over > len(idle) * self.block:
             return False
         while over > 0:
-            idle.popitem(last=False)
+            block, _ = idle.popitem(last=False)
+            self.news[block] = False
             self.evictions += 1
             over -= self.block
         self.private += tokens
@@ -67,8 +70,8 @@ class Kv:
         for block in chain:
             self.private -= self.block
             held = users.get(block, 0)
-            if not held:
-                self._idle.pop(block, None)
+            if not held and self._idle.pop(block, False) is False:
+                self.news[block] = True
             users[block] = held + 1
 
     def release(self, chain: Sequence[int], tokens: int) -> None:

@@ -1,7 +1,7 @@
 """One run: a workload's requests arrive at routers, which send them to servers, until all have ended."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -36,8 +36,8 @@ class Process(Protocol):
     def failed(self, flight: Flight, server: str) -> None:
         """Its server was lost; it is submitted again."""
 
-    def reported(self, server: str, load: Load) -> None:
-        """A server reported its load."""
+    def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
+        """A server reported its load, and which blocks came to its caches (True) and went."""
 
     def changed(self) -> None:
         """Servers came or went, or their models' residency changed."""
@@ -134,11 +134,11 @@ class Mesh:
             process.ended(flight)
 
     def _reported(self, server: Server, load: Load) -> None:
-        self.timeline.after(self._way_s(server), lambda: self._report(server.spec.name, load))
+        self.timeline.after(self._way_s(server), partial(self._report, server.spec.name, load, server.digest()))
 
-    def _report(self, server: str, load: Load) -> None:
+    def _report(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
         for process in self._processes:
-            process.reported(server, load)
+            process.reported(server, load, digest)
 
     def _changed(self) -> None:
         for process in self._processes:

@@ -11,6 +11,7 @@ from bench.routing.workload import ServerSpec
 from discovery.endpoint import Endpoint, Load, ModelState, Residency
 
 # Links carry a load with a step at most so often, as model_server/link.py.
+
 REPORT_EVERY_S = 0.25
 
 
@@ -95,6 +96,14 @@ class Server:
             waiting=sum(load.waiting for load in loads) + len(self._unplaced),
             waiting_prompt_tokens=sum(load.waiting_prompt_tokens for load in loads),
         )
+
+    def digest(self) -> dict[int, bool]:
+        """Blocks that came (True) and went since the last one."""
+        news: dict[int, bool] = {}
+        for engine in self._engines.values():
+            news |= engine.kv.news
+            engine.kv.news = {}
+        return news
 
     def start(self, flight: Flight) -> None:
         """A request came over a link."""

@@ -5,8 +5,10 @@ What is left out of the router here is its I/O: gRPC, the catalog's watcher, and
 """
 
 import random
+from collections.abc import Mapping
 from types import MappingProxyType
 
+from bench.routing.digests import Digests
 from bench.routing.job import Flight
 from bench.routing.mesh import ZONE_S, Mesh
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
@@ -19,7 +21,7 @@ from router.ledger import NOTHING, Booking, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
 from router.request import Request
 from router.room import RoomRules, Rooms
-from router.scorers import Rates
+from router.scorers import Rates, first_token_ms
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.snapshot import NOBODY, Snapshot, build
@@ -53,6 +55,9 @@ class StokerProcess:
         self._places: dict[int, Place[Flight]] = {}
         self._bookings: dict[int, tuple[Booking, Chosen]] = {}
         self._tried: dict[int, set[Key]] = {}
+        self._digests = Digests()
+        # Requests whose prompts are on their way to a server's cache.
+        self._expected: set[int] = set()
         self._draining = False
         self._snapshot = Snapshot()
         self.changed()
@@ -81,16 +86,23 @@ class StokerProcess:
         """Its first token came."""
         booking, chosen = self._bookings[flight.job.number]
         booking.first_token()
+        self._arrived(flight, flight.server)
         key, now_s = (flight.server, EPOCH), self._mesh.timeline.now_s
         cost = chosen.candidate.cost
         self.learned.breakers.answered(key, flight.dispatched_s)
         waited_ms = (now_s - flight.dispatched_s) * 1e3
         self.learned.breakers.timed(key, waited_ms, cost.total_ms - cost.decode_ms, flight.dispatched_s)
-        self.learned.caches.found(key, self._request(flight), flight.cached_tokens)
         # A server's first answer to a request carries its load.
         server = self._mesh.servers[flight.server]
         if server.alive:
-            self.learned.ledger.report(key, server.load())
+            load = server.load()
+            self.learned.ledger.report(key, load)
+            timing = self.learned.timings.learn(key, flight.job.model)
+            timing.pace(load.running, load.itl_ms)
+            predicted_ms = first_token_ms(cost, self.learned.ways.ms.get(server.spec.zone, 0.0))
+            timing.first_token(waited_ms, predicted_ms)
+            if flight.attempts == 1:
+                flight.predicted_ms = predicted_ms
 
     def ended(self, flight: Flight) -> None:
         """Its last token came."""
@@ -100,7 +112,6 @@ class StokerProcess:
         self.learned.breakers.succeeded(key, flight.dispatched_s)
         self.learned.sizing.observe_output(_generation(job.model), job.output_tokens)
         self.learned.services.observe(job.model, now_s - flight.dispatched_s, job.output_tokens)
-        self.learned.caches.left(key, self._request(flight), job.prompt_tokens + job.output_tokens)
         zone = chosen.candidate.holder.member.endpoint.zone
         way_ms = 0.0 if zone == self._mesh.workload.home else 2e3 * ZONE_S
         self.learned.ways.observe(zone, way_ms, 0.0)
@@ -112,11 +123,13 @@ class StokerProcess:
         key = (server, EPOCH)
         self._tried.setdefault(flight.job.number, set()).add(key)
         self.learned.breakers.lost(key)
+        self._arrived(flight, server)
         if entry is not None:
             entry[0].close()
 
-    def reported(self, server: str, load: Load) -> None:
+    def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
         """Over its link."""
+        self._digests.announced((server, EPOCH), digest)
         self.learned.ledger.report((server, EPOCH), load)
 
     def changed(self) -> None:
@@ -147,15 +160,16 @@ class StokerProcess:
 
     def _choose(self, flight: Flight, *, crowd: bool = False) -> Chosen | None:
         learned, request = self.learned, self._request(flight)
-        session = learned.caches.session(request)
+        held = dict(sorted(self._digests.held(flight.job.chain).items(), key=lambda each: -each[1]))
         conditions = Conditions(
             accounts=learned.ledger.accounts,
             breakers=learned.breakers,
-            held=learned.caches.held(request, session),
+            held=held,
             ways_ms=learned.ways.ms,
             now_s=self._mesh.timeline.now_s,
             rooms=None if crowd else self._rooms,
-            session=session,
+            timings=learned.timings,
+            session=held if request.session else {},
         )
         tried = self._tried.get(flight.job.number, ())
         return self._policy.choose(request, self._snapshot, tried, conditions, self._rng)
@@ -163,10 +177,17 @@ class StokerProcess:
     def _dispatch(self, flight: Flight, chosen: Chosen) -> None:
         cost, key = chosen.candidate.cost, chosen.candidate.holder.member.key
         computed = flight.job.prompt_tokens + flight.emitted - cost.cached_tokens
-        self._bookings[flight.job.number] = (self.learned.ledger.book(key, computed), chosen)
+        self._bookings[flight.job.number] = (self.learned.ledger.book(key, computed, cost.cached_tokens), chosen)
         self.learned.breakers.dispatched(key)
-        flight.predicted_ms = cost.total_ms - cost.decode_ms
+        if flight.job.number not in self._expected:
+            self._expected.add(flight.job.number)
+            self._digests.expect(key, flight.job.chain)
         self._mesh.dispatch(flight, key[0])
+
+    def _arrived(self, flight: Flight, server: str) -> None:
+        if flight.job.number in self._expected:
+            self._expected.discard(flight.job.number)
+            self._digests.arrived((server, EPOCH), flight.job.chain)
 
     def _room(self) -> None:
         """Some server may have more room: whoever is first looks."""

@@ -1,3 +1,5 @@
+import pytest
+
 from discovery.endpoint import Load
 from router.ledger import Ledger
 from tests.fakes.clock import FakeClock
@@ -67,3 +69,36 @@ def test_accounts_of_endpoints_that_are_gone_stay_while_something_of_ours_runs_t
     booking.close()
     ledger.keep([])
     assert not ledger.accounts
+
+
+def test_our_own_cached_tokens_are_nobody_elses_load() -> None:
+    ledger = Ledger(FakeClock())
+    booking = ledger.book(KEY, 100, cached_tokens=900)
+    ledger.report(KEY, Load(waiting=1, waiting_prompt_tokens=1000))
+    account = ledger.accounts[KEY]
+    assert (account.others_streams, account.others_prompt_tokens) == (0, 0.0)
+    booking.first_token()
+    assert (account.own_prompt_tokens, account.own_whole_tokens) == (0, 0)
+
+
+def test_where_others_are_what_we_send_stands_for_what_they_send() -> None:
+    ledger = Ledger(FakeClock())
+    for _ in range(4):
+        ledger.book(KEY, 0)
+    for _ in range(500):
+        ledger.report(KEY, Load(running=16))  # three of theirs for each of ours
+    account = ledger.accounts[KEY]
+    assert account.peers == pytest.approx(3, rel=0.05)
+    assert account.streams == pytest.approx(16, rel=0.05)
+    ledger.book(KEY, 100)
+    assert account.streams == pytest.approx(16 + 1 + 3, rel=0.05)
+    assert account.waiting_prompt_tokens(0.0, 1000.0) == pytest.approx(400, rel=0.05)
+
+
+def test_alone_it_believes_reports() -> None:
+    ledger = Ledger(FakeClock())
+    ledger.book(KEY, 100)
+    for _ in range(500):
+        ledger.report(KEY, Load(running=1, waiting_prompt_tokens=100))
+    assert ledger.accounts[KEY].peers == 0.0
+    assert ledger.accounts[KEY].streams == 1
