@@ -119,12 +119,12 @@ class ModelService:
     def _nearest(self, holders: list[Holder]) -> Holder:
         """Where it is ready soonest: hot, else the shortest time as measured; times nobody measured come last."""
 
-        def ready_ms(holder: Holder) -> tuple[bool, float, int, str]:
+        def ready_ms(holder: Holder) -> tuple[bool, float, float, str]:
             hot, known = holder.model.residency is Residency.HOT, holder.model.time_to_ready_ms
             far = not hot and not known
             return far, 0.0 if hot else known, self._busy(holder), holder.member.endpoint.server
 
         return min(holders, key=ready_ms)
 
-    def _busy(self, holder: Holder) -> int:
+    def _busy(self, holder: Holder) -> float:
         return self._ledger.accounts.get(holder.member.key, NOTHING).streams
