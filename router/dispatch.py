@@ -102,7 +102,6 @@ class Dispatch:
             breakers.timed(key, took_ms, predicted_ms, since_s)
             zone_ms = self._learned.ways.ms.get(self._member.endpoint.zone, 0.0) if self._cost.zone_ms else 0.0
             self._flight.waited_ms, self._flight.predicted_ms = took_ms, first_token_ms(self._cost, zone_ms)
-            self._learned.timings.learn(key, self._request.model).first_token(took_ms, self._flight.predicted_ms)
 
     def _began(self, started: inference_pb2.Started) -> None:
         self._try.resume_mode = started.resume_mode
@@ -116,6 +115,4 @@ class Dispatch:
         self._learned.sizing.observe_prompt(self._generation, started.prompt_tokens)
         self._learned.caches.found(self._member.key, self._request, started.cached_tokens)
         if started.HasField("load"):
-            load = load_from_proto(started.load)
-            self._learned.ledger.report(self._member.key, load)
-            self._learned.timings.learn(self._member.key, self._request.model).pace(load.running, load.itl_ms)
+            self._learned.ledger.report(self._member.key, load_from_proto(started.load))

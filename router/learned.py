@@ -7,7 +7,6 @@ from router.ejection import Breakers
 from router.ledger import Ledger
 from router.service_times import ServiceTimes
 from router.sizing import Sizing
-from router.timing import Timings
 from router.ways import Ways
 
 
@@ -21,4 +20,3 @@ class Learned:
     sizing: Sizing
     ways: Ways
     services: ServiceTimes = field(default_factory=ServiceTimes)
-    timings: Timings = field(default_factory=Timings)

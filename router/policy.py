@@ -15,7 +15,6 @@ from router.room import Rooms
 from router.scorers import Cost, Rates
 from router.shortlist import homes, shortlist
 from router.snapshot import NOBODY, Holder, Holders, Snapshot
-from router.timing import Timings
 
 
 class Candidate(NamedTuple):
@@ -57,8 +56,6 @@ class Conditions:
     rooms: Rooms | None = None
     # Tokens of the request's session, by server and epoch.
     session: Mapping[Key, int] = field(default_factory=dict)
-    # What endpoints' times have been like.
-    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +202,6 @@ class Policy:
             self.rates,
             conditions.now_s,
             conditions.breakers.share(member.key),
-            conditions.timings.get(member.key, request.model),
         )
 
 

@@ -163,7 +163,6 @@ class Router:
             ways_ms=learned.ways.ms,
             now_s=self._clock(),
             rooms=rooms,
-            timings=learned.timings,
             session=session,
         )
 

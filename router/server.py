@@ -208,7 +208,6 @@ class RouterServer:
     def _members_changed(self, members: Collection[Key]) -> None:
         known = self.fleet.snapshot.members
         self.learned.breakers.keep({key: known[key].endpoint.zone for key in members})
-        self.learned.timings.keep(members)
         self.learned.caches.keep(members)
         self.transport.keep(member.endpoint for member in self.fleet.snapshot.members.values())
 

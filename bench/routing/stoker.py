@@ -95,12 +95,8 @@ class StokerProcess:
         # A server's first answer to a request carries its load.
         server = self._mesh.servers[flight.server]
         if server.alive:
-            load = server.load()
-            self.learned.ledger.report(key, load)
-            timing = self.learned.timings.learn(key, flight.job.model)
-            timing.pace(load.running, load.itl_ms)
+            self.learned.ledger.report(key, server.load())
             predicted_ms = first_token_ms(cost, self.learned.ways.ms.get(server.spec.zone, 0.0))
-            timing.first_token(waited_ms, predicted_ms)
             if flight.attempts == 1:
                 flight.predicted_ms = predicted_ms
 
@@ -168,7 +164,6 @@ class StokerProcess:
             ways_ms=learned.ways.ms,
             now_s=self._mesh.timeline.now_s,
             rooms=None if crowd else self._rooms,
-            timings=learned.timings,
             session=held if request.session else {},
         )
         tried = self._tried.get(flight.job.number, ())

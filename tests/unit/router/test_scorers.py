@@ -7,10 +7,9 @@ from discovery.endpoint import Load, ModelState, Residency
 from router.ledger import Account
 from router.scorers import Cost, Rates, cost
 from router.snapshot import Holder, Member
-from router.timing import Timing
 from tests.unit.router.builders import HOT, endpoint, key, request
 
-RATES = Rates(prefill_tokens_per_second=1000, itl_ms=10)
+RATES = Rates(prefill_tokens_per_second=1000, itl_ms=10, decode_slowdown_per_stream=0.02)
 
 
 def price(model: ModelState = HOT, held_tokens: int = 0, way_ms: float = 0, **account: Any) -> Cost:
@@ -56,16 +55,6 @@ def test_cached_tokens_are_not_computed_but_the_last_one_always_is(held: int, pr
 def test_decode_grows_with_the_streams_already_there() -> None:
     # 5 streams slow each of 100 tokens by 10 % of 10 ms, and are slowed as much; each waits for a prompt of 100 ms.
     assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(100 + 100 + 5 * 100)
-
-
-def test_what_a_stream_adds_is_learned() -> None:
-    timing = Timing()
-    for streams in (0, 10, 20, 30) * 50:
-        timing.pace(streams, 10.0 + 0.5 * streams)
-    of = endpoint()
-    holder = Holder(Member(key(of), of, CatalogState.PASSING), HOT)
-    learned = cost(request(), holder, Account(own_streams=2), 0, 0.0, RATES, now_s=0.0, timing=timing)
-    assert learned.decode_ms == pytest.approx(2 * (2 * 0.5 * 100 + 100), rel=0.05)
 
 
 def test_the_sum_is_the_sum() -> None:
