@@ -68,15 +68,7 @@ format: setup ## Format, and fix what ruff can fix
 proto: setup ## Write generated/ from protos/
 	@deploy/protos/generate.sh
 
-proto-bench: setup ## What a relayed token costs, beside the peers in one run: ~9 minutes; writes docs/benchmarks.md
-	@$(VENV)/python -m bench.relay $(ARGS)
-	@$(VENV)/python -m bench.relay.report
-	@if [ -e .cache/peers/bin/python ]; then .cache/peers/bin/python bench/relay/plots.py; fi
-
-bench-peers: setup ## Install the peers for `make bench`, Locust and matplotlib, into .cache/peers
-	@deploy/setup/peers.sh
-
-check: setup ## Fail where generated/ is not what protos/ gives
+proto-check: setup ## Fail where generated/ is not what protos/ gives
 	@deploy/protos/generate.sh --check
 
 proto-breaking: setup ## Fail where protos/ breaks the wire format of the last release
