@@ -18,11 +18,11 @@ from model_server.direct import DirectStreams
 from model_server.generation import Generator
 from model_server.parts import duration
 from model_server.progress import Progress, Watch
-from model_server.record import LINK_VERSION
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common import status, tracing, wire
 from stoker_common.clock import Clock
 from stoker_common.link.outbox import Outbox
+from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.refusal import invalid, unimplemented
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class Links:
         digest: Digest,
         clock: Clock,
     ) -> None:
+        # What is spoken here; each session speaks the highest that its router does, too.
+        self.versions = SPOKEN
         self._generator = generator
         self._direct = direct
         self._endpoint = endpoint
@@ -73,7 +75,14 @@ class Links:
     async def _attach(self, _: object, context: wire.Context) -> None:
         async with wire.guard(context, f"{SERVICE}/Attach"):
             session = LinkSession(
-                context, self._generator, self._direct, self._endpoint, self._steps, self._digest, self._clock
+                context,
+                self._generator,
+                self._direct,
+                self._endpoint,
+                self._steps,
+                self._digest,
+                self._clock,
+                self.versions,
             )
             self._sessions.add(session)
             try:
@@ -94,7 +103,9 @@ class LinkSession:
         steps: Callable[[], int],
         digest: Digest,
         clock: Clock,
+        versions: Versions,
     ) -> None:
+        self._versions = versions
         self._context = context
         self._generator = generator
         self._direct = direct
@@ -146,12 +157,14 @@ class LinkSession:
         first = wire.parse(worker_link_pb2.AttachRequest, data)
         if not first.HasField("hello"):
             raise invalid("hello", "is missing: the link's first message must be one")
-        if first.hello.link_version < LINK_VERSION:
-            raise invalid("hello.link_version", f"is {first.hello.link_version}; this server speaks {LINK_VERSION}")
+        theirs = first.hello.link_version
+        version = self._versions.answer(theirs)
+        if version is None:
+            raise invalid("hello.link_version", f"is {theirs}; this server speaks {self._versions}")
         await self._send(
             worker_link_pb2.AttachResponse(
                 welcome=worker_link_pb2.Welcome(
-                    link_version=LINK_VERSION,
+                    link_version=version,
                     endpoint=endpoint_to_proto(self._endpoint()),
                     heartbeat_interval=duration(HEARTBEAT_S),
                 )

@@ -7,6 +7,7 @@ from typing import Protocol
 from discovery.endpoint import Endpoint, Load, ModelState
 from model_server.engine import EngineInfo, EngineLoad
 from model_server.meter import Meters
+from stoker_common.link.versions import SPOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,6 @@ class Usage:
 
     utilization: float = 0.0
     memory_usage: float = 0.0
-
-
-# The worker link's version that this server speaks (link.py).
-LINK_VERSION = 1
 
 
 class Device(Protocol):
@@ -76,7 +73,7 @@ def endpoint(identity: Identity, info: EngineInfo, models: tuple[ModelState, ...
         accelerator_memory_bytes=info.accelerator_memory_bytes,
         max_streams=info.max_streams,
         kv_tokens=info.kv_tokens,
-        link_version=LINK_VERSION,
+        link_version=SPOKEN.highest,
         numerics_class=info.numerics_class,
         resume_modes=tuple(mode.value for mode in info.resume_modes),
         exact_modes=tuple(mode.value for mode in info.exact_modes),

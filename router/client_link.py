@@ -16,8 +16,8 @@ from router.entry import Entry
 from stoker.v1 import generation_pb2, worker_link_pb2
 from stoker_common import status, tracing, wire
 from stoker_common.clock import Clock
-from stoker_common.link.client import VERSION
 from stoker_common.link.outbox import Outbox
+from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.refusal import Refusal, invalid, unavailable, unimplemented
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class ClientLinks:
 class ClientLink:
     """One attached client."""
 
-    def __init__(self, context: wire.Context, entry: Entry, clock: Clock) -> None:
+    def __init__(self, context: wire.Context, entry: Entry, clock: Clock, versions: Versions = SPOKEN) -> None:
+        self._versions = versions
         self._context = context
         self._entry = entry
         self._clock = clock
@@ -100,9 +101,11 @@ class ClientLink:
         first = wire.parse(worker_link_pb2.AttachRequest, b"" if data is grpc.aio.EOF else data)
         if not first.HasField("hello"):
             raise invalid("hello", "is missing: the link's first message must be one")
-        if first.hello.link_version < VERSION:
-            raise invalid("hello.link_version", f"is {first.hello.link_version}; this router speaks {VERSION}")
-        welcome = worker_link_pb2.Welcome(link_version=VERSION, heartbeat_interval=seconds(HEARTBEAT_S))
+        theirs = first.hello.link_version
+        version = self._versions.answer(theirs)
+        if version is None:
+            raise invalid("hello.link_version", f"is {theirs}; this router speaks {self._versions}")
+        welcome = worker_link_pb2.Welcome(link_version=version, heartbeat_interval=seconds(HEARTBEAT_S))
         await self._send(worker_link_pb2.AttachResponse(welcome=welcome))
         return first.hello
 

@@ -1,7 +1,7 @@
 """The breaker: which endpoints this router's own experience has taken out.
 
-            5 failures in a row, half of >= 20 requests failed, far slower than predicted and than the others,
-            or a dead link
+            5 failures in a row, half of >= 20 requests failed, first tokens or streams far slower than predicted
+            and than the others', or a dead link
         ALIVE ────────────────────────────────────────► EJECTED
           ▲                                              │    ▲
           │ the probe succeeds:                          │    │ the probe fails, or its caller went away
@@ -175,6 +175,15 @@ class Breakers:
             self._slowness.observe(key, now_s, ttft_ms, predicted_ms)
             if self._slowness.slow(key, now_s):
                 self._suspect(key, breaker, Cause.SLOW)
+
+    def crawls(self, key: Key) -> bool:
+        """Its streams run far slower than they did and than the others'. Whether it is out, and they should leave."""
+        breaker = self._of(key)
+        if breaker.state is BreakerState.ALIVE:
+            self._suspect(key, breaker, Cause.SLOW)
+        elif breaker.state is BreakerState.EJECTED and self._clock() >= breaker.ends_s:
+            self._eject(key, breaker, Cause.SLOW)  # no need to ask what its streams tell
+        return breaker.state is not BreakerState.ALIVE and not self.doubts(key)
 
     def reached(self, key: Key) -> None:
         """Its link is up again: an ejection ends now, or once the link has held for a while if it broke before."""

@@ -32,7 +32,7 @@ class Fault(Enum):
     SERVER = "server"
     # The server is well and cannot take this request now: full, draining, without the model.
     BUSY = "busy"
-    # Nobody failed: an operator empties the server, and the stream goes on elsewhere.
+    # The stream did not fail: its server is emptied, by an operator or since it crawls, and it goes on elsewhere.
     MOVED = "moved"
     # The caller's own: a mistake in the request, a deadline, a cancel. No endpoint would do better.
     CALLER = "caller"

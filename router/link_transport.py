@@ -15,8 +15,9 @@ from router.ledger import Key
 from stoker.v1 import endpoint_pb2, generation_pb2, model_pb2, worker_link_pb2
 from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
-from stoker_common.link.client import VERSION, Link, LinkRules
+from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
+from stoker_common.link.versions import SPOKEN, Versions
 
 _FAULTS = {Cause.LOST: Fault.LINK, Cause.STUCK: Fault.SERVER, Cause.SLOW_READER: Fault.CALLER}
 # A link that broke is tried again soon: a restarted server is up within seconds; and not all routers at once.
@@ -35,9 +36,11 @@ class LinkTransport:
         clock: Clock,
         rng: random.Random,
         rules: LinkRules,
+        versions: Versions = SPOKEN,
     ) -> None:
         self._calls = calls
-        self._hello = worker_link_pb2.Hello(link_version=VERSION, router=router, zone=zone)
+        self._versions = versions
+        self._hello = worker_link_pb2.Hello(link_version=versions.highest, router=router, zone=zone)
         self._zone = zone
         self._clock = clock
         self._rng = rng
@@ -73,7 +76,7 @@ class LinkTransport:
                     yield part
             return
         stream_id, stream = link.open(generation.SerializeToString(), timeout_s, metadata)
-        interrupt.bind(stream.fail)
+        interrupt.bind(stream.fail, stream.waiting)
         try:
             while (data := await stream.take()) is not None:
                 yield Part(data, tokens=stream.tokens)
@@ -148,7 +151,8 @@ class LinkTransport:
             self._changed.set()
 
     def _wants(self, key: Key, endpoint: Endpoint) -> bool:
-        return endpoint.link_version >= 1 and (endpoint.zone == self._zone or key in self._used)
+        # The record tells its highest; whether it still speaks ours, its answer does.
+        return endpoint.link_version >= self._versions.lowest and (endpoint.zone == self._zone or key in self._used)
 
     def _link(self, key: Key, endpoint: Endpoint) -> Link:
         return Link(
@@ -163,6 +167,7 @@ class LinkTransport:
             lambda state: self._on_link(endpoint, state),
             lambda digest: self._on_digest(endpoint, digest),
             on_direct=lambda news: self._on_direct(endpoint, news),
+            versions=self._versions,
         )
 
 

@@ -389,7 +389,9 @@ class Router:
         with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about):
             with (
                 Dispatch(request, chosen, generation, flight, self._learned) as dispatch,
-                self.running.attempt(holder.member.key, generation, flight.transcript) as interrupt,
+                self.running.attempt(
+                    holder.member.key, generation, flight.transcript, lambda: flight.tries[-1].tokens
+                ) as interrupt,
             ):
                 metadata = inject() + self._ticket(asked, endpoint)
                 async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt)) as parts:

@@ -17,7 +17,15 @@ class Attempt:
 
     generation: generation_pb2.Generation
     transcript: Transcript
+    # Tokens that were passed on in this attempt; None where they do not come this way.
+    passed_on: Callable[[], int] | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
+
+    @property
+    def came(self) -> int:
+        """Tokens that came in this attempt, whether its client has read them or not; 0 while that is not known."""
+        waiting = self.interrupt.waiting() if self.passed_on is not None else None
+        return 0 if waiting is None or self.passed_on is None else self.passed_on() + waiting
 
 
 class Running:
@@ -27,9 +35,15 @@ class Running:
         self._attempts: dict[Key, set[Attempt]] = {}
 
     @contextmanager
-    def attempt(self, key: Key, generation: generation_pb2.Generation, transcript: Transcript) -> Iterator[Interrupt]:
+    def attempt(
+        self,
+        key: Key,
+        generation: generation_pb2.Generation,
+        transcript: Transcript,
+        passed_on: Callable[[], int] | None = None,
+    ) -> Iterator[Interrupt]:
         """An attempt on `key`, for as long as the block runs."""
-        attempt = Attempt(generation, transcript)
+        attempt = Attempt(generation, transcript, passed_on)
         attempts = self._attempts.setdefault(key, set())
         attempts.add(attempt)
         try:
@@ -43,10 +57,17 @@ class Running:
         """How many are under way on an endpoint."""
         return len(self._attempts.get(key, ()))
 
+    def keys(self) -> list[Key]:
+        """The endpoints that have any."""
+        return list(self._attempts)
+
+    def attempts(self, key: Key) -> list[Attempt]:
+        """Those under way on `key` that nobody has ended."""
+        return [attempt for attempt in self._attempts.get(key, ()) if attempt.interrupt.error is None]
+
     def empty(self, key: Key, movable: Callable[[Attempt], bool], error: Callable[[], EndpointError]) -> int:
         """End those on `key` that are movable, each with an error of its own; returns how many."""
-        moved = [attempt for attempt in self._attempts.get(key, ()) if attempt.interrupt.error is None]
-        moved = [attempt for attempt in moved if movable(attempt)]
+        moved = [attempt for attempt in self.attempts(key) if movable(attempt)]
         for attempt in moved:
             attempt.interrupt.fire(error())
         return len(moved)

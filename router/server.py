@@ -19,6 +19,7 @@ from router.attempt import Transport
 from router.caches import Caches
 from router.client_link import ClientLinks
 from router.config import RouterSettings
+from router.crawl import Crawl
 from router.data_path import DataPath
 from router.direct import Direct, Tickets
 from router.ejection import Breakers, Cause, EjectionRules
@@ -139,6 +140,14 @@ class RouterServer:
         self._maintenance = Maintenance(
             self.fleet, self.router.running, self.router.movable, world.clock, settings.maintenance_grace_s
         )
+        self._crawl = Crawl(
+            self.fleet,
+            self.router.running,
+            self.learned.ledger,
+            self.learned.breakers,
+            self.router.movable,
+            world.clock,
+        )
         self.transport.hear(self.reservations.news)
         self.transport.listen(self._load_reported, self._link_changed, self._cached)
         self._health = Health(SERVICES)
@@ -156,6 +165,7 @@ class RouterServer:
                     tasks.create_task(self._data_path.run(), name="data path"),
                     tasks.create_task(self.transport.run(), name="transport"),
                     tasks.create_task(self._maintenance.run(), name="maintenance"),
+                    tasks.create_task(self._crawl.run(), name="crawl"),
                     tasks.create_task(self.reservations.run(), name="reservations"),
                     tasks.create_task(self.readying.run(), name="readying"),
                 ]

@@ -38,7 +38,7 @@ from stoker_client.stream import Stream
 from stoker_common import tracing
 from stoker_common.backoff import Backoff
 from stoker_common.fold import Fold
-from stoker_common.link.client import VERSION
+from stoker_common.link.versions import SPOKEN
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -88,7 +88,9 @@ class Client:
         if not forms:
             raise ValueError("a client needs at least one address, host:port")
         self._rng = random.Random()
-        self._hello = worker_link_pb2.Hello(link_version=VERSION, router=f"client-{uuid.uuid4().hex[:12]}", client=True)
+        self._hello = worker_link_pb2.Hello(
+            link_version=SPOKEN.highest, router=f"client-{uuid.uuid4().hex[:12]}", client=True
+        )
         self._addresses = Addresses([source(form) for form in forms], connect_timeout_s, self._router)
         self._servers = Servers(self._server)
         self._mode = Mode(mode)

@@ -21,12 +21,12 @@ from stoker_common.link.progress import Progress
 from stoker_common.link.silence import Silence
 from stoker_common.link.state import Cause, LinkError, LinkState
 from stoker_common.link.stream import LinkStream
+from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.refusal import unavailable
 from stoker_common.tickets import METADATA_KEY
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
 METHOD = "/stoker.v1.WorkerLinkService/Attach"
 
 OnLoad = Callable[[endpoint_pb2.Load], None]
@@ -74,8 +74,10 @@ class Link:
         on_state: OnState,
         on_digest: OnDigest | None = None,
         on_direct: OnDirect | None = None,
+        versions: Versions = SPOKEN,
     ) -> None:
-        """With `on_digest`, the peer is asked what it has cached."""
+        """With `on_digest`, the peer is asked what it has cached. `hello` tells the highest of `versions`."""
+        self._versions = versions
         self._peer = peer
         self._where = where
         self._channel = channel
@@ -159,6 +161,8 @@ class Link:
         except* grpc.aio.AioRpcError as group:
             error = group.exceptions[0]
             why = (error.details() or error.code().name) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        except* _NoVersion as group:
+            why = str(group.exceptions[0])
         except* (_Silent, TimeoutError):
             why = f"no sign of life for {self._rules.silent_s:g} s"
         return why
@@ -169,8 +173,11 @@ class Link:
             await _written(call, worker_link_pb2.AttachRequest(hello=self._hello).SerializeToString())
             async with asyncio.timeout(self._rules.connect_s):
                 first = await call.read()
-            if first is grpc.aio.EOF:
+            if not isinstance(first, bytes):
                 return
+            version = worker_link_pb2.AttachResponse.FromString(first).welcome.link_version
+            if not self._versions.accept(version):
+                raise _NoVersion(f"it welcomes in version {version} of the link; {self._versions} is spoken here")
             self._outgoing = asyncio.Queue()
             self._silence.heard()
             if self._progress is not None:
@@ -300,6 +307,10 @@ async def _written(call: Call, data: bytes) -> bool:
     except asyncio.InvalidStateError:
         return False
     return True
+
+
+class _NoVersion(Exception):
+    """The server speaks a version that this side does not."""
 
 
 class _Silent(Exception):

@@ -55,6 +55,10 @@ class LinkStream:
             self._error = error
             self._wake()
 
+    def waiting(self) -> int | None:
+        """Tokens that wait to be taken; None once no more come."""
+        return None if self._last or self._error is not None else self._tokens
+
     async def take(self) -> bytes | None:
         """All that waits, joined; None when the stream has ended. Raises what it was failed with."""
         while not self._chunks:

@@ -169,7 +169,7 @@ class Welcome(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     link_version: _builtins.int
-    """The version both will speak."""
+    """The version both will speak: the lower one of both highest. Who does not speak that is refused."""
     @_builtins.property
     def endpoint(self) -> _endpoint_pb2.Endpoint:
         """The server's record, with its epoch. Absent where a router is attached to."""

@@ -15,8 +15,9 @@ from router.interrupt import Interrupt
 from router.link_transport import LinkTransport
 from stoker.v1 import worker_link_pb2
 from stoker_common.backoff import Backoff
-from stoker_common.link.client import VERSION, Link, LinkRules
+from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import LinkState
+from stoker_common.link.versions import SPOKEN, Versions
 from tests.fakes.fleet import running_server
 from tests.fakes.inference import channel_to, generation
 from tests.fakes.until import until
@@ -48,7 +49,7 @@ async def attaching(version: int) -> AsyncIterator[Link]:
 
 
 async def test_a_router_of_a_later_version_is_spoken_to_in_the_servers() -> None:
-    async with attaching(VERSION + 7) as link:
+    async with attaching(SPOKEN.highest + 7) as link:
         await until(lambda: link.state is LinkState.UP)
         _, stream = link.open(generation(max_tokens=3).SerializeToString(), None)
         assert await stream.take()
@@ -62,7 +63,7 @@ async def test_a_router_of_no_version_that_the_server_speaks_is_told_which_it_do
             await until(lambda: any(record.message == "link down" for record in caplog.records))
             assert link.state is LinkState.DOWN
     said = [str(record.__dict__["why"]) for record in caplog.records if record.message == "link down"]
-    assert said == [f"hello.link_version: is 0; this server speaks {VERSION}"]
+    assert said == [f"hello.link_version: is 0; this server speaks {SPOKEN}"]
 
 
 async def test_a_server_that_offers_no_link_is_served_call_by_call() -> None:
@@ -85,6 +86,48 @@ async def test_a_server_that_offers_no_link_is_served_call_by_call() -> None:
                     tokens = [len(delta.token_ids) async for part in parts for delta in part.message.deltas]
                 assert sum(tokens) == 5
             assert up.server.attached_routers == 0
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+            await transport.close()
+
+
+@pytest.mark.parametrize(
+    ("server", "router", "attached"),
+    [
+        (Versions(1, 3), Versions(1, 1), 1),
+        (Versions(1, 3), Versions(2, 5), 1),
+        (Versions(1, 1), Versions(1, 4), 1),
+        (Versions(2, 3), Versions(1, 1), 0),  # the server refuses
+        (Versions(1, 1), Versions(2, 3), 0),  # its record tells, the router does not even try
+    ],
+    ids=str,
+)
+async def test_a_later_server_speaks_an_earlier_routers_version_or_is_called(
+    server: Versions, router: Versions, attached: int
+) -> None:
+    async with running_server() as up:
+        assert up.server.links is not None
+        up.server.links.versions = server
+        endpoint = replace(up.server.endpoint(), link_version=server.highest)
+        transport = LinkTransport(
+            CallTransport(),
+            router="r",
+            zone=endpoint.zone,
+            clock=time.monotonic,
+            rng=random.Random(0),
+            rules=LinkRules(),
+            versions=router,
+        )
+        running = asyncio.ensure_future(transport.run())
+        transport.keep([endpoint])
+        try:
+            if attached:
+                await until(lambda: up.server.attached_routers == 1)
+            async with aclosing(transport.attempt(endpoint, generation(max_tokens=5), 5.0, (), Interrupt())) as parts:
+                tokens = [len(delta.token_ids) async for part in parts for delta in part.message.deltas]
+            assert sum(tokens) == 5
+            assert up.server.attached_routers == attached
         finally:
             running.cancel()
             await asyncio.wait((running,))

@@ -286,3 +286,23 @@ def test_an_engine_that_stands_still_is_out_until_it_moves(breakers: Breakers) -
     assert breakers.refuses(KEY)
     breakers.reached(KEY)
     assert not breakers.refuses(KEY)
+
+
+def test_a_server_that_crawls_is_out_until_its_time_ends_and_longer_while_it_still_does(
+    breakers: Breakers, clock: FakeClock
+) -> None:
+    assert breakers.crawls(KEY)
+    assert breakers.cause(KEY) == "slow"
+    clock.advance(29.0)
+    assert breakers.crawls(KEY)
+    assert breakers.ejected_for_s(KEY) == pytest.approx(1.0)
+    clock.advance(2.0)
+    assert breakers.crawls(KEY)
+    assert breakers.ejected_for_s(KEY) == pytest.approx(60.0)
+
+
+def test_one_that_crawls_stays_when_half_of_its_zone_is_out(breakers: Breakers) -> None:
+    breakers.keep({("a-1", "e1"): "a", ("a-2", "e1"): "a", ("a-3", "e1"): "a"})
+    assert breakers.crawls(("a-1", "e1"))
+    assert not breakers.crawls(("a-2", "e1"))
+    assert breakers.state(("a-2", "e1")) is BreakerState.ALIVE

@@ -1,6 +1,7 @@
 """A link that breaks, or never comes up: its streams and the log are told why, and its owner lives on."""
 
 import asyncio
+import logging
 import random
 import time
 from typing import Any, cast
@@ -18,7 +19,8 @@ from tests.fakes.until import until
 class FakeCall:
     """A link's call as grpc.aio's: once it is over, writing raises InvalidStateError, and reading says why."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = 1) -> None:
+        self.version = version
         self.over = asyncio.Event()
         self.refused = asyncio.Event()
         self._welcomed = False
@@ -31,7 +33,9 @@ class FakeCall:
     async def read(self) -> bytes:
         if not self._welcomed:
             self._welcomed = True
-            return worker_link_pb2.AttachResponse(welcome=worker_link_pb2.Welcome()).SerializeToString()
+            return worker_link_pb2.AttachResponse(
+                welcome=worker_link_pb2.Welcome(link_version=self.version)
+            ).SerializeToString()
         await self.refused.wait()
         raise grpc.aio.AioRpcError(
             grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "Socket closed"
@@ -118,3 +122,13 @@ async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_e
     finally:
         running.cancel()
         await asyncio.wait((running,))
+
+
+async def test_a_server_that_welcomes_in_a_version_that_is_not_spoken_here_gets_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    link = link_over(FakeChannel(FakeCall(version=2)))
+    with caplog.at_level(logging.WARNING):
+        why = await link.attach()
+    assert why == "it welcomes in version 2 of the link; 1 is spoken here"
+    assert link.state is LinkState.DOWN
