@@ -27,6 +27,7 @@ from model_server.engines.vllm_refusal import refusal
 from model_server.engines.vllm_sampling import Abilities, sampling_params
 from model_server.engines.vllm_settings import VllmSettings
 from model_server.engines.vllm_stats import StepStats
+from model_server.engines.vllm_tap import StepTap
 from stoker.v1 import generation_pb2, inference_pb2
 
 # How long a process that was killed may take to be gone.
@@ -49,6 +50,7 @@ class VllmEngine:
         self._abilities: Abilities | None = None
         self._resuming: vllm_resume.Limits | None = None
         self._openings: vllm_resume.Openings | None = None
+        self._tap: StepTap | None = None
         self._asleep = False
         self._stopped = False
 
@@ -59,7 +61,7 @@ class VllmEngine:
         settings = self._settings
         if not settings.is_folder and settings.model.startswith((".", "/", "~")):
             raise EngineError(f"no folder {settings.model!r}: set model to a Hugging Face folder or a hub id")
-        self._keeper = _Keeper(_arguments(settings), self._stats)
+        self._keeper = _Keeper(_arguments(settings), self._stepped)
         try:
             self._llm = await self._keeper.llm()
         except Exception as error:
@@ -78,6 +80,7 @@ class VllmEngine:
             modes.append(ResumeMode.RESTORE)
         self._resuming = vllm_resume.Limits(tuple(modes), facts.vocabulary, facts.max_model_tokens)
         self._openings = vllm_resume.Openings(self._llm)
+        self._tap = StepTap(self._llm)
         self._info = EngineInfo(
             engine="vllm",
             version=vllm_api.version(),
@@ -244,6 +247,12 @@ class VllmEngine:
         # The last references: what is still alive at the interpreter's exit cannot shut down in order.
         self._llm = self._keeper = None
 
+    def _stepped(self, scheduler_stats: Any) -> None:
+        # In this order: whoever is handed an output finds its step counted.
+        self._stats.record(scheduler_stats)
+        if self._tap is not None:
+            self._tap.hand_over()
+
     def _running(self) -> Any:
         if self._stopped:
             raise EngineDead("the engine was stopped")
@@ -258,9 +267,9 @@ class _Keeper:
     The kernel kills them when this very thread ends (parent_death), so it may be neither one of a pool, nor end early.
     """
 
-    def __init__(self, arguments: dict[str, Any], stats: StepStats) -> None:
+    def __init__(self, arguments: dict[str, Any], on_step: vllm_api.OnStep) -> None:
         self._arguments = arguments
-        self._stats = stats
+        self._on_step = on_step
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Any] = self._loop.create_future()
         self._ended = threading.Event()
@@ -292,7 +301,7 @@ class _Keeper:
 
     def _keep(self) -> None:
         try:
-            llm = vllm_api.start(self._arguments, self._stats.record)
+            llm = vllm_api.start(self._arguments, self._on_step)
             self._own = self._processes()
         except BaseException as error:  # Handed over to whoever awaits llm().
             self._report(None, error)

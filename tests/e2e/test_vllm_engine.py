@@ -114,6 +114,8 @@ def settings() -> Iterator[VllmSettings]:
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment(made, os.environ).items():
             patch.setenv(key, value)
+        # vLLM takes larger steps in parts, and lets the loop run between them. By default a part is 128 outputs.
+        patch.setenv("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "3")
         yield made
 
 
@@ -323,6 +325,39 @@ async def test_closing_a_stream_aborts_it_at_once(run: Runner) -> None:
         await alone.aclose()
     assert time.monotonic() - started < 1.0
     assert run.engine.load().running == 0
+
+
+async def test_all_that_a_step_brought_is_handed_over_in_one_turn_of_the_loop(run: Runner) -> None:
+    """The contract test of vllm_tap: vLLM takes these steps in three parts, with turns of the loop between them."""
+    prompt, streams = await run.prompt(), 8
+    sampling = generation_pb2.Sampling(temperature=0.0, ignore_eos=True)
+    loop = asyncio.get_running_loop()
+    turn = 0
+    reading = True
+    came: dict[int, set[int]] = {}
+    largest: dict[int, int] = {}
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        if reading:
+            loop.call_soon(count_turns)
+
+    async def read() -> None:
+        async for _ in run.engine.generate(run.request(prompt, sampling, max_tokens=32)):
+            step = run.engine.load().steps
+            came.setdefault(step, set()).add(turn)
+            largest[step] = largest.get(step, 0) + 1
+
+    count_turns()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(streams):
+                tasks.create_task(read())
+    finally:
+        reading = False
+    assert max(largest.values()) == streams
+    assert {step: turns for step, turns in came.items() if len(turns) > 1} == {}
 
 
 async def test_lower_priority_numbers_go_first_and_equals_in_order(run: Runner) -> None:
