@@ -125,4 +125,4 @@ class Direct:
 
     def release(self, lost: router_pb2.LostStream) -> EndpointError | None:
         """Give a reservation back. What its end says of its server, None if it was not held any more."""
-        return self._reservations.told(lost.reservation, lost.code, lost.message, unreachable=lost.unreachable)
+        return self._reservations.told(lost)

@@ -6,9 +6,9 @@ from discovery.endpoint import Endpoint
 from stoker_common.refusal import Code, Refusal
 
 # What a status says of its endpoint. What is not here is the server's fault.
-_BUSY = frozenset({Code.RESOURCE_EXHAUSTED, Code.NOT_FOUND})
+BUSY = frozenset({Code.RESOURCE_EXHAUSTED, Code.NOT_FOUND})
 # The server is well, and goes or has no such model ready.
-_BUSY_REASONS = frozenset({"SERVER_DRAINING", "MODEL_LEAVING", "MODEL_FAILED"})
+BUSY_REASONS = frozenset({"SERVER_DRAINING", "MODEL_LEAVING", "MODEL_FAILED"})
 _CALLER = frozenset(
     {
         Code.INVALID_ARGUMENT,
@@ -61,7 +61,7 @@ def endpoint_error(refusal: Refusal, endpoint: Endpoint, *, cut: bool) -> Endpoi
     """What an attempt that ended with `refusal` says of its endpoint. `cut`: whether it cannot be reached any more."""
     if refusal.code in _CALLER and not refusal.reason.startswith("TICKET_"):
         return EndpointError(Fault.CALLER, refusal)
-    if refusal.code in _BUSY or refusal.reason in _BUSY_REASONS:
+    if refusal.code in BUSY or refusal.reason in BUSY_REASONS:
         return EndpointError(Fault.BUSY, refusal)
     where = f"server {endpoint.server} at {endpoint.address} in {endpoint.zone}"
     told = Refusal(

@@ -17,15 +17,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from discovery.endpoint import Endpoint
 from router.attempt import Part, Transport
 from router.dispatch import Dispatch
-from router.errors import EndpointError, Fault, endpoint_error
+from router.errors import BUSY, BUSY_REASONS, EndpointError, Fault, endpoint_error
 from router.flight import Flight
 from router.interrupt import Interrupt
 from router.ledger import Key
 from router.metrics import RouterMetrics
-from stoker.v1 import inference_pb2, worker_link_pb2
+from stoker.v1 import inference_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.clock import Clock
-from stoker_common.refusal import Code, unavailable
+from stoker_common.refusal import Code, Refusal, unavailable
 
 log = logging.getLogger(__name__)
 
@@ -126,22 +126,26 @@ class Reservations:
         if news.last:
             self._settle(held, "ok")
 
-    def told(self, reservation: bytes, code: int, message: str, *, unreachable: bool) -> EndpointError | None:
+    def told(self, lost: router_pb2.LostStream) -> EndpointError | None:
         """Its client said that it came to nothing. What that says of its server; None if it is not held any more:
         then the server has said so, or it has lapsed."""
-        held = self._held.get(reservation)
+        held = self._held.get(lost.reservation)
         if held is None:
             return None
         where = f"server {held.endpoint.server} at {held.endpoint.address} in {held.endpoint.zone}"
-        if unreachable or code in (0, Code.CANCELLED.value):
+        if lost.unreachable or lost.code in (0, Code.CANCELLED.value):
             # The way between them may be cut, or was never there.
             self._settle(held, "released")
-            text = f"{where} was not reached by its client: {message}"
+            text = f"{where} was not reached by its client: {lost.message}"
             return EndpointError(Fault.LINK, unavailable(text, reason="SERVER_UNREACHABLE"))
         error = EndpointError(
-            Fault.MOVED if held.interrupt.error is not None else Fault.SERVER,
-            unavailable(f"{where} failed, says its client: {message}", reason="SERVER_FAILED"),
+            Fault.SERVER, unavailable(f"{where} failed, says its client: {lost.message}", reason="SERVER_FAILED")
         )
+        # A client may say any number.
+        code = next((each for each in Code if each.value == lost.code), Code.UNKNOWN)
+        if code in BUSY or lost.reason in BUSY_REASONS:
+            # The server's own word may come behind its client's.
+            error = EndpointError(Fault.BUSY, Refusal(code, lost.message, reason=lost.reason))
         self._failed(held, error)
         return error
 

@@ -95,14 +95,18 @@ class DirectRouters:
         if not self._server_broke:
             self._routers.lost(address)
 
-    def server_broke(self, routed: router_pb2.RouteResponse, code: Code, message: str, *, unreachable: bool) -> None:
+    def server_broke(self, routed: router_pb2.RouteResponse, error: StokerError, *, unreachable: bool) -> None:
         """The server that was routed to came to nothing."""
         self._server_broke = True
         if routed.server not in self.tried:
             self.tried.append(routed.server)
         self.lost_streams.append(
             router_pb2.LostStream(
-                reservation=routed.reservation, code=code.value, message=message[:500], unreachable=unreachable
+                reservation=routed.reservation,
+                code=error.code.value,
+                message=error.message[:500],
+                unreachable=unreachable,
+                reason="" if error.reason == error.code.name else error.reason,
             )
         )
 
@@ -170,7 +174,7 @@ class DirectWay:
             if self._asked.mode is Mode.AUTO and not self._servers.was_reached(routed.address):
                 await self._give_back(routed, message)
                 raise _NoWay(error)
-            self._asked.server_broke(routed, Code.UNAVAILABLE, message, unreachable=True)
+            self._asked.server_broke(routed, error, unreachable=True)
             raise error
         asked = generation_pb2.Generation()
         asked.CopyFrom(generation)
@@ -216,7 +220,7 @@ class DirectWay:
         """What a failure of the stream's is to the loop: the caller's own, or a server that is to be replaced."""
         if error.code in _CALLER or error.reason in ("CLIENT_CLOSED", "CLIENT_TOO_SLOW"):
             return error
-        self._asked.server_broke(routed, error.code, error.message, unreachable=False)
+        self._asked.server_broke(routed, error, unreachable=False)
         if error.reason in ("TICKET_EXPIRED", "TICKET_INVALID"):
             # Clocks or keys differ: no other server would do better, and the relay does not depend on them.
             return _NoWay(error)

@@ -134,6 +134,7 @@ class LostStream(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     UNREACHABLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     reservation: _builtins.bytes
     """Which, as `RouteResponse.reservation` named it."""
     code: _builtins.int
@@ -142,6 +143,8 @@ class LostStream(_message.Message):
     """What went wrong, for a person."""
     unreachable: _builtins.bool
     """Whether the client could not connect to the server: that may be the way between them, and says nothing of the server."""
+    reason: _builtins.str
+    """Why, as the server's ErrorInfo named it; empty if the server did not say."""
     def __init__(
         self,
         *,
@@ -149,10 +152,11 @@ class LostStream(_message.Message):
         code: _builtins.int = ...,
         message: _builtins.str = ...,
         unreachable: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reservation", b"reservation", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "reservation", b"reservation", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -167,6 +168,25 @@ async def test_a_client_that_cannot_reach_a_server_ejects_none(lost: dict[str, i
     for _ in range(30):
         routed = await up.route()
         up.direct.release(router_pb2.LostStream(reservation=routed.reservation, **lost))  # type: ignore[arg-type]
+    assert up.empty()
+    assert up.bench.learned.breakers.state(key(A1)) is BreakerState.ALIVE
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"code": 8, "reason": "SERVER_OVERLOADED"},
+        {"code": 14, "reason": "SERVER_DRAINING"},
+        {"code": 14, "reason": "MODEL_LEAVING"},
+    ],
+    ids=lambda lost: str(lost["reason"]),
+)
+async def test_a_client_that_hears_first_that_a_server_is_busy_ejects_none(lost: dict[str, Any]) -> None:
+    up = Up(A1)
+    for _ in range(10):
+        routed = await up.route()
+        up.direct.release(router_pb2.LostStream(reservation=routed.reservation, message="busy", **lost))
+        up.bench.clock.advance(1)
     assert up.empty()
     assert up.bench.learned.breakers.state(key(A1)) is BreakerState.ALIVE
 
