@@ -1,6 +1,6 @@
-"""The tap on AsyncLLM: what one step of the engine core brought is handed to its streams together, when the step is over.
+"""The tap on AsyncLLM: what one step of the engine core brought is handed to its streams when the step is over.
 
-AsyncLLM has no output per step. It takes a step's outputs in parts (128 in releases from 0.26 to 0.32), lets the event
+AsyncLLM has no output per step. It takes a step's outputs in parts (128 in 0.32), lets the event
 loop run between them, and puts each output into its request's collector at once, which wakes the reader. So the streams
 of a large step would be woken in several turns of the loop, and the step would go up the link in several messages.
 Here outputs are held between a step's first part and the stat logger's `record()`, which ends it, and go to the
