@@ -21,7 +21,7 @@ from bench.relay.pick import pick_us
 from bench.relay.script import PACED, UNPACED
 from bench.relay.systems import ROOT, System, peers_installed, systems
 
-OURS = ("direct", "passthrough", "stoker", "stoker x2")
+OURS = ("direct", "passthrough", "stoker", "stoker link", "stoker x2")
 PEERS = ("http direct", "vllm-router", "smg")
 RESULTS = ROOT / "bench" / "results" / "relay.json"
 OPEN_RATE_PER_S = 200.0

@@ -82,7 +82,8 @@ async def streams(system: System, count: int, how: str, window: Window) -> Figur
             task.cancel()
         await asyncio.gather(lagging, *tasks, return_exceptions=True)
         await load.close()
-    figures["messages_per_token"] = seen.messages / max(1, seen.tokens)
+    if seen.messages:
+        figures["messages_per_token"] = seen.messages / max(1, seen.tokens)
     if how == PACED:
         figures["of_offered"] = figures["tokens_per_s"] / (count * 1000 / STEP_MS)
         for name, values in (("delay", seen.delays_ms), ("itl", seen.gaps_ms)):

@@ -16,6 +16,7 @@ import grpc.aio
 from bench.relay.load import Load
 from bench.relay.load_grpc import GrpcLoad
 from bench.relay.load_http import HttpLoad
+from bench.relay.load_link import LinkLoad
 from discovery.consul_agent import ConsulAgent, find_consul, free_ports, plan_agents, ready, stop_all
 from stoker.v1 import router_pb2, router_pb2_grpc
 from stoker_common.channel import client_options
@@ -33,9 +34,12 @@ class System:
     address: str
     pids: tuple[int, ...]
     http: bool
+    link: bool = False
 
     def load(self, streams: int = 1) -> Load:
         """A load generator for it."""
+        if self.link:
+            return LinkLoad(self.address)
         return HttpLoad(self.address) if self.http else GrpcLoad(self.address, streams)
 
 
@@ -46,7 +50,8 @@ def peers_installed() -> bool:
 
 @contextmanager
 def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
-    """Those of `direct`, `passthrough`, `stoker`, `stoker x2`, `http direct`, `vllm-router`, `smg` that are named."""
+    """Those that are named, of `direct`, `passthrough`, `stoker`, `stoker link`, `stoker x2`, `http direct`,
+    `vllm-router`, `smg`."""
     with ExitStack() as stack:
         (plan,) = plan_agents(find_consul(ROOT), ("zone-a",))
         agent = ConsulAgent(plan, folder / "consul.log")
@@ -71,6 +76,8 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
             command = {
                 "passthrough": [python, "-m", "bench.relay.passthrough", f"--port={port}", f"--to=127.0.0.1:{mock}"],
                 "stoker": [python, "-m", "router", f"--listen-port={port}", *quiet],
+                # A router of its own, so that each one's CPU is of its own streams.
+                "stoker link": [python, "-m", "router", f"--listen-port={port}", *quiet],
                 "stoker x2": [python, "-m", "router", f"--listen-port={port}", "--processes=2", *quiet],
                 "vllm-router": [
                     *(str(PEERS / "bin" / "vllm-router"), "--host=127.0.0.1", f"--port={port}"),
@@ -94,7 +101,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
                 _until(lambda at=address: _listens(at), name)  # type: ignore[misc]
             else:
                 asyncio.run(routable(address))
-            found.append(System(name, address, (pid,), http))
+            found.append(System(name, address, (pid,), http, link=name == "stoker link"))
         yield [system for system in found if system.name in names]
 
 

@@ -33,6 +33,11 @@ def test_the_target_is_the_better_of_the_rust_peers() -> None:
     assert "≤ 1 x vllm-router | 1.20 x | **no**" in page(run, NOTES)
 
 
+def test_the_link_is_held_against_half_of_the_better_rust_peer() -> None:
+    run = run_of(result(0, "stoker link", 15.0), result(0, "smg", 40.0), result(0, "vllm-router", 25.0))
+    assert "over the SDK's link, paced 64 | ≤ 0.5 x vllm-router | 0.60 x | **no**" in page(run, NOTES)
+
+
 def test_what_is_added_is_beyond_the_same_protocol_without_a_router() -> None:
     run = run_of(
         result(0, "stoker", 25.0), result(0, "direct", 21.0), result(0, "smg", 23.0), result(0, "http direct", 22.0)
