@@ -10,7 +10,8 @@ from bench.relay.script import MODEL, ONCE
 from stoker.v1 import generation_pb2, worker_link_pb2
 from stoker_client.peer import LinkUse, Peer
 from stoker_common.backoff import Backoff
-from stoker_common.link.client import VERSION, LinkRules
+from stoker_common.link.client import LinkRules
+from stoker_common.link.versions import SPOKEN
 
 # Attached from the first stream on and waited for as long as it takes: none of the streams stays a call to its end.
 ALL_LINKED = LinkUse(streams=1, wait_s=10.0, rules=LinkRules(stalled_s=None))
@@ -20,7 +21,7 @@ class LinkLoad:
     """A `Load`. It sees parts, and no messages: one message carries a part of each stream."""
 
     def __init__(self, address: str) -> None:
-        hello = worker_link_pb2.Hello(link_version=VERSION, router="client-bench", client=True)
+        hello = worker_link_pb2.Hello(link_version=SPOKEN.highest, router="client-bench", client=True)
         self._peer = Peer(address, hello, ALL_LINKED, Backoff(random.Random(), 0.1, 2.0))
 
     async def stream(self, i: int, how: str, tokens: int, seen: Seen, began: Callable[[], None]) -> None:
