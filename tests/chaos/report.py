@@ -103,9 +103,6 @@ def _left_out(results: Sequence[Result]) -> list[str]:
     unseen = [f"{fault.number} {fault.name}" for fault in FAULTS if fault.number not in seen]
     return [
         *([f"No trial yet: {', '.join(unseen)}.", ""] if unseen else []),
-        "5 is at the edge of what is noticed: an engine that makes no step for 2 s loses its streams to others, one",
-        "that is slow but quicker than that keeps them, and those that cannot make their deadline there end with it.",
-        "",
         "Left out: 30, certificates that expire or are rotated, until the mesh speaks TLS. 17 lasts to the end of a",
         "trial, not ten minutes. 28 moves the wall clock of single processes by libfaketime, not the machine's, and",
         "Consul's not at all. 26 shows that what is accepted is whole and what is refused is told so at once; goodput",
