@@ -89,7 +89,10 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     # A shell's background jobs ignore it; `timeout -s INT` is to end this one in order.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    asyncio.run(measure(options))
+    try:
+        asyncio.run(measure(options))
+    except KeyboardInterrupt:
+        raise SystemExit("stopped before all trials were done; the rows of those that were are kept") from None
 
 
 if __name__ == "__main__":
