@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from discovery.endpoint import Endpoint, Residency
 from discovery.messages import seconds
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
-from router.errors import endpoint_error
+from router.errors import EndpointError, Fault, endpoint_error
 from router.interrupt import Interrupt
 from router.ledger import Key
 from stoker.v1 import (
@@ -23,7 +23,8 @@ from stoker.v1 import (
     operations_pb2_grpc,
 )
 from stoker_common import status
-from stoker_common.channel import client_options
+from stoker_common.channel import MAX_REQUEST_BYTES, client_options
+from stoker_common.refusal import exhausted
 
 _METHOD = "/stoker.v1.InferenceService/GenerateStream"
 _SERVICE = "stoker.v1.InferenceService"
@@ -50,6 +51,9 @@ class CallTransport:
         key = (endpoint.server, endpoint.epoch)
         channel = self.channel(key, endpoint.address)
         request = inference_pb2.GenerateStreamRequest(generation=generation).SerializeToString()
+        if len(request) > MAX_REQUEST_BYTES:
+            text = f"the request has {len(request)} bytes, and {MAX_REQUEST_BYTES} fit into a message; send less"
+            raise EndpointError(Fault.CALLER, exhausted(text, reason="REQUEST_TOO_LARGE"))
         self._calls[key] = self._calls.get(key, 0) + 1
         # No serialisers: bytes go out and come in as they are.
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_METHOD)

@@ -13,18 +13,19 @@ import grpc.aio
 
 from discovery.messages import seconds
 from router.entry import Entry
-from stoker.v1 import generation_pb2, worker_link_pb2
-from stoker_common import status, tracing, wire
+from stoker.v1 import worker_link_pb2
+from stoker_common import wire
 from stoker_common.clock import Clock
+from stoker_common.link.hello import hear_hello
 from stoker_common.link.outbox import Outbox
+from stoker_common.link.served import ServedStreams, Start
 from stoker_common.link.versions import SPOKEN, Versions
-from stoker_common.refusal import Refusal, invalid, unavailable, unimplemented
+from stoker_common.link.writer import HEARTBEAT_S, LinkWriter
+from stoker_common.refusal import Refusal, unavailable
 
 log = logging.getLogger(__name__)
 
 SERVICE = "stoker.v1.WorkerLinkService"
-# A client calls its router dead after 2 s without a word: three of these may be lost.
-HEARTBEAT_S = 0.5
 
 
 class ClientLinks:
@@ -70,12 +71,11 @@ class ClientLink:
         self._versions = versions
         self._context = context
         self._entry = entry
-        self._clock = clock
         self._outbox = Outbox()
-        self._streams: dict[int, asyncio.Task[None]] = {}
+        self._writer = LinkWriter(self._outbox, context.write, clock)
+        self._streams = ServedStreams(self._outbox, f"{SERVICE}/Attach", self._serve)
         self._steps = 0
         self._leaving = False
-        self._told = False
 
     async def run(self) -> None:
         """Until the client detaches, or the router leaves and nothing of the client's runs any more."""
@@ -86,7 +86,8 @@ class ClientLink:
             async with asyncio.TaskGroup() as tasks:
                 ends = [tasks.create_task(self._write()), tasks.create_task(self._read(tasks))]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                for task in (*ends, *self._streams.values()):
+                self._streams.cancel()
+                for task in ends:
                     task.cancel()
         finally:
             log.info("a client detached", extra=about)
@@ -94,82 +95,37 @@ class ClientLink:
     def goodbye(self) -> None:
         """Nothing new comes in."""
         self._leaving = True
-        self._outbox.wake()
+        goodbye = worker_link_pb2.Goodbye(reason="the router drains")
+        self._outbox.say(worker_link_pb2.AttachResponse(goodbye=goodbye))
 
     async def _hello(self) -> worker_link_pb2.Hello:
-        data = await self._context.read()
-        first = wire.parse(worker_link_pb2.AttachRequest, b"" if data is grpc.aio.EOF else data)
-        if not first.HasField("hello"):
-            raise invalid("hello", "is missing: the link's first message must be one")
-        theirs = first.hello.link_version
-        version = self._versions.answer(theirs)
-        if version is None:
-            raise invalid("hello.link_version", f"is {theirs}; this router speaks {self._versions}")
+        hello, version = hear_hello(await self._context.read(), self._versions, "router")
         welcome = worker_link_pb2.Welcome(link_version=version, heartbeat_interval=seconds(HEARTBEAT_S))
-        await self._send(worker_link_pb2.AttachResponse(welcome=welcome))
-        return first.hello
+        await self._writer.send(worker_link_pb2.AttachResponse(welcome=welcome))
+        return hello
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         while (data := await self._context.read()) is not grpc.aio.EOF:
-            request = wire.parse(worker_link_pb2.AttachRequest, data)
-            if request.HasField("start"):
-                stream_id = request.start.stream_id
-                if stream_id in self._streams:
-                    raise invalid("start.stream_id", f"{stream_id} is in use; give each stream a number of its own")
-                self._streams[stream_id] = tasks.create_task(self._serve(stream_id, request.start))
-            elif request.HasField("cancel"):
-                stream = self._streams.get(request.cancel.stream_id)
-                if stream is not None:
-                    stream.cancel()
+            self._streams.take(wire.parse(worker_link_pb2.AttachRequest, data), tasks)
 
     async def _write(self) -> None:
-        due_s = self._clock() + HEARTBEAT_S
+        writer = self._writer
         while not (self._leaving and not self._streams and self._outbox.empty):
-            filled = await self._outbox.filled(HEARTBEAT_S)
-            if self._leaving and not self._told:
-                self._told = True
-                goodbye = worker_link_pb2.Goodbye(reason="the router drains")
-                await self._send(worker_link_pb2.AttachResponse(goodbye=goodbye))
-            # What came with one step of a server's engine wakes many streams: let all of them put it in first.
-            await asyncio.sleep(0)
+            # What came with one step of a server's engine wakes many streams: all of them put it in first.
+            await writer.turn()
             if not self._outbox.empty:
                 self._steps += 1
-                await self._send(worker_link_pb2.AttachResponse(step=self._outbox.take(self._steps)))
-            elif not filled:
-                lag = seconds(max(0.0, self._clock() - due_s))
-                beat = worker_link_pb2.Heartbeat(step=self._steps, loop_lag=lag)
-                await self._send(worker_link_pb2.AttachResponse(heartbeat=beat))
-            due_s = self._clock() + HEARTBEAT_S
+                await writer.send(worker_link_pb2.AttachResponse(step=self._outbox.take(self._steps)))
+            elif writer.due:
+                beat = worker_link_pb2.Heartbeat(step=self._steps, loop_lag=seconds(writer.lag_s))
+                await writer.send(worker_link_pb2.AttachResponse(heartbeat=beat))
 
-    async def _serve(self, stream_id: int, start: worker_link_pb2.StartStream) -> None:
-        outbox = self._outbox
-        try:
-            if self._leaving:
-                raise _leaves()
-            if start.HasField("window_tokens"):
-                raise unimplemented("start.window_tokens", "is not there yet; leave it out")
-            generation = wire.parse(generation_pb2.Generation, start.generation)
-            remaining_s = start.timeout.ToNanoseconds() / 1e9 if start.HasField("timeout") else None
-            parent = tracing.extract((("traceparent", start.traceparent),))
-            async with aclosing(self._entry.generate(generation, remaining_s, parent)) as parts:
-                async for data in parts:
-                    outbox.put(stream_id, data, 0)
-            outbox.end(stream_id)
-        except asyncio.CancelledError:
-            outbox.drop(stream_id)
-            raise
-        except Exception as error:
-            refusal = wire.refusal_of(error, f"{SERVICE}/Attach")
-            details = status.to_rpc_status(refusal)
-            failure = worker_link_pb2.StreamError(
-                code=refusal.code.value, message=details.message, status=details.SerializeToString()
-            )
-            outbox.end(stream_id, failure)
-        finally:
-            self._streams.pop(stream_id, None)
-
-    async def _send(self, response: worker_link_pb2.AttachResponse) -> None:
-        await self._context.write(response.SerializeToString())
+    async def _serve(self, start: Start) -> None:
+        if self._leaving:
+            raise _leaves()
+        async with aclosing(self._entry.generate(start.generation, start.remaining_s, start.parent)) as parts:
+            async for data in parts:
+                self._outbox.put(start.stream_id, data, 0)
 
 
 def _leaves() -> Refusal:

@@ -70,12 +70,13 @@ class LinkTransport:
         key = (endpoint.server, endpoint.epoch)
         self._use(key)
         link, _ = self._links.get(key, (None, None))
-        if link is None or link.state not in (LinkState.UP, LinkState.STALLED):
+        linked = link is not None and link.state in (LinkState.UP, LinkState.STALLED)
+        if link is None or not linked or not link.fits(asked := generation.SerializeToString()):
             async with aclosing(self._calls.attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
                 async for part in parts:
                     yield part
             return
-        stream_id, stream = link.open(generation.SerializeToString(), timeout_s, metadata)
+        stream_id, stream = link.open(asked, timeout_s, metadata)
         interrupt.bind(stream.fail, stream.waiting)
         try:
             while (data := await stream.take()) is not None:

@@ -81,8 +81,11 @@ class Peer:
             if self.in_flight >= self._use.streams:
                 self._attach()
                 await self._up()
-            way = self._over_link if self.linked else self._by_call
-            async with aclosing(way(generation, metadata, timeout_s)) as parts:
+            if self.linked and self._link.fits(asked := generation.SerializeToString()):
+                way = self._over_link(asked, metadata, timeout_s)
+            else:
+                way = self._by_call(generation, metadata, timeout_s)
+            async with aclosing(way) as parts:
                 async for part in parts:
                     yield part
         finally:
@@ -139,9 +142,9 @@ class Peer:
             call.cancel()
 
     async def _over_link(
-        self, generation: generation_pb2.Generation, metadata: Metadata, timeout_s: float | None
+        self, generation: bytes, metadata: Metadata, timeout_s: float | None
     ) -> AsyncGenerator[Part, None]:
-        stream_id, stream = self._link.open(generation.SerializeToString(), timeout_s, metadata)
+        stream_id, stream = self._link.open(generation, timeout_s, metadata)
         late = None
         if timeout_s is not None:
             # The peer ends it then as well, if it still can.

@@ -66,9 +66,7 @@ def not_found(message: str, *, field: str = "", reason: str = "NOT_FOUND") -> Re
     return Refusal(Code.NOT_FOUND, _about(field, message), reason=reason, field=field)
 
 
-def exhausted(
-    message: str, *, retry_after_s: float | None = None, field: str = "", reason: str = "OVERLOADED"
-) -> Refusal:
+def exhausted(message: str, *, reason: str, retry_after_s: float | None = None, field: str = "") -> Refusal:
     """A limit is reached, the caller's or the server's."""
     return Refusal(
         Code.RESOURCE_EXHAUSTED, _about(field, message), reason=reason, field=field, retry_after_s=retry_after_s

@@ -16,6 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.backoff import Backoff
+from stoker_common.channel import MAX_REQUEST_BYTES, METADATA_HARD_BYTES
 from stoker_common.clock import Clock
 from stoker_common.link.progress import Progress
 from stoker_common.link.silence import Silence
@@ -122,8 +123,15 @@ class Link:
         """Generations under way on it."""
         return len(self._streams)
 
+    @staticmethod
+    def fits(generation: bytes) -> bool:
+        """Whether the link can carry a request: gRPC ends a link, with all that runs on it, over a message that is too
+        large. One that does not fit may go by a call of its own. What goes along is metadata there, and as small."""
+        return len(generation) + METADATA_HARD_BYTES <= MAX_REQUEST_BYTES
+
     def open(self, generation: bytes, timeout_s: float | None, metadata: Metadata = ()) -> tuple[int, LinkStream]:
-        """Start a generation, a serialised `Generation`; returns its number and its stream. Not while it is DOWN.
+        """Start a generation, a serialised `Generation`; returns its number and its stream. Not while it is DOWN,
+        nor with one that does not fit.
 
         Of a call's metadata, the trace and the ticket go along.
         """
@@ -219,6 +227,10 @@ class Link:
             elif response.HasField("goodbye"):
                 log.info("server leaves", extra={"server": self._peer, "reason": response.goodbye.reason})
                 self._become(LinkState.LEAVING)
+            elif response.HasField("refused"):
+                refused = response.refused
+                about = {"server": self._peer, "stream": refused.stream_id, "why": refused.error.message}
+                log.error("a message was not taken", extra=about)
 
     def _cached(self, digest: worker_link_pb2.CacheDigest) -> None:
         """Before a step's outputs, so that whoever is told of a computed prompt finds it in the cache."""

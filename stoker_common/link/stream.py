@@ -31,11 +31,12 @@ class LinkStream:
     def put(self, chunk: bytes, tokens: int = 0) -> bool:
         """A chunk came, with so many tokens in it.
 
-        False if the client is too far behind: the stream has failed, and its server should know.
+        False if the client is too far behind: the stream has failed, and its server should know. A chunk that finds
+        nothing waiting is taken whatever its size: a long prompt's logprobs come in one.
         """
         self.idle_looks = 0
         self._bytes += len(chunk)
-        if self._bytes > self._limit_bytes:
+        if self._bytes > self._limit_bytes and self._chunks:
             message = f"the client has not read {self._bytes} bytes of its answer; read faster, or ask for less"
             self.fail(LinkError(Cause.SLOW_READER, exhausted(message, reason="CLIENT_TOO_SLOW")))
             return False

@@ -25,6 +25,7 @@ from router.prefix_index import PrefixIndex
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker.v1.worker_link_pb2 import CacheDigest
 from stoker_common import prefix
+from stoker_common.channel import MAX_REQUEST_BYTES
 from stoker_common.fold import Fold
 from stoker_common.link.client import LinkRules
 from stoker_common.link.state import LinkState
@@ -241,6 +242,33 @@ async def test_the_deadline_goes_along(kind: str) -> None:
         assert (error.fault, error.refusal.code) == (Fault.CALLER, Code.DEADLINE_EXCEEDED)
         assert time.monotonic() - began_s < 1.5
         await until(up.idle, within_s=1.0)
+
+
+@kinds
+async def test_a_request_of_almost_the_largest_size_harms_no_other(kind: str) -> None:
+    """With what a link adds it would be more than gRPC takes, and gRPC ends the call: the link, with all on it."""
+    async with way(kind, SLOW) as up:
+        other = asyncio.ensure_future(up.ask(generation(max_tokens=100)))
+        await until(lambda: not up.idle())
+        large = generation("x")
+        large.text = "x" * (MAX_REQUEST_BYTES - len(large.SerializeToString()) - 10)
+        error = await up.refused(large)
+        # It reached the server, whose context is shorter.
+        assert (error.fault, error.refusal.code) == (Fault.CALLER, Code.INVALID_ARGUMENT)
+        larger = generation("x" * MAX_REQUEST_BYTES)
+        error = await up.refused(larger)
+        assert (error.fault, error.refusal.reason) == (Fault.CALLER, "REQUEST_TOO_LARGE")
+        assert str(MAX_REQUEST_BYTES) in error.refusal.message
+        assert len((await other).outputs[0].token_ids) == 100
+        assert up.states == [LinkState.UP] * (kind == "links")
+
+
+@kinds
+async def test_a_part_that_is_larger_than_a_slow_clients_buffer_reaches_who_reads(kind: str) -> None:
+    async with way(kind) as up:
+        answer = await up.ask(generation("a b c d e f g " * 300, max_tokens=3))
+        assert answer.started.ByteSize() > RULES.stream_bytes
+        assert len(answer.outputs[0].token_ids) == 3
 
 
 @kinds

@@ -91,6 +91,7 @@ class AttachResponse(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First, once."""
@@ -107,6 +108,10 @@ class AttachResponse(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """The server leaves."""
 
+    @_builtins.property
+    def refused(self) -> Global___Refused:
+        """A message that was not taken."""
+
     def __init__(
         self,
         *,
@@ -114,12 +119,13 @@ class AttachResponse(_message.Message):
         step: Global___Step | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        refused: Global___Refused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "message", b"message", "step", b"step", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "message", b"message", "refused", b"refused", "step", b"step", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "message", b"message", "step", b"step", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "message", b"message", "refused", b"refused", "step", b"step", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "step", "heartbeat", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "step", "heartbeat", "goodbye", "refused"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -206,7 +212,7 @@ class StartStream(_message.Message):
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
-    """The stream's number on this link, never used again."""
+    """The stream's number on this link, never used again. One that is in use is Refused."""
     generation: _builtins.bytes
     """The generation, a serialised `Generation`."""
     traceparent: _builtins.str
@@ -423,6 +429,34 @@ class StreamOutput(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamOutput: _TypeAlias = StreamOutput  # noqa: Y015
+
+@_typing.final
+class Refused(_message.Message):
+    """A message about a stream that was not taken. What runs under the same number goes on: a StreamOutput would have ended it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """The stream's number, as the message gave it."""
+    @_builtins.property
+    def error(self) -> Global___StreamError:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        error: Global___StreamError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refused: _TypeAlias = Refused  # noqa: Y015
 
 @_typing.final
 class DirectStream(_message.Message):

@@ -96,7 +96,7 @@ async def test_cancelling_the_task_cancels_the_call(streamed: bool) -> None:
 
 
 async def test_a_refusal_keeps_all_it_says() -> None:
-    refused = refusal.exhausted("too many", field="generation.model", retry_after_s=1.5)
+    refused = refusal.exhausted("too many", reason="OVERLOADED", field="generation.model", retry_after_s=1.5)
     async with serving(refusal=refused) as router, Client(router.address) as client:
         with pytest.raises(StokerError) as raised:
             await client.generate("x", model="m")

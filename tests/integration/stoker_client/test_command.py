@@ -88,7 +88,7 @@ async def test_the_model_is_asked_for_when_it_is_not_clear(tmp_path: Path, model
 
 
 async def test_a_refusal_is_one_readable_line(tmp_path: Path) -> None:
-    refused = refusal.exhausted("too many", field="generation.model", retry_after_s=2.0)
+    refused = refusal.exhausted("too many", reason="OVERLOADED", field="generation.model", retry_after_s=2.0)
     async with serving(refusal=refused) as router:
         ran = await stoker(tmp_path, "generate", "x", "--model", "m", "--router", router.address)
     assert ran.code == 1

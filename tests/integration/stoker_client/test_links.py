@@ -16,6 +16,7 @@ from stoker.v1 import generation_pb2, worker_link_pb2
 from stoker_client import Client, Code, StokerError
 from stoker_client.peer import LinkUse
 from stoker_common import tracing
+from stoker_common.channel import MAX_REQUEST_BYTES
 from stoker_common.link.client import LinkRules
 from stoker_common.status import from_rpc_error
 from tests.fakes.fleet import FAST, MODEL, fleet
@@ -126,6 +127,21 @@ async def test_refusals_are_typed() -> None:
             with pytest.raises(StokerError) as unknown:
                 await client.generate("x", model="nobody's")
             assert (unknown.value.code, unknown.value.reason) == (Code.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+async def test_a_request_of_almost_the_largest_size_ends_no_link() -> None:
+    async with mesh(1, zones=("zone-a",), sim=SLOW) as up, Client(up.address) as client:
+        async with linked(client, up.routers["zone-a"]):
+            asked = generation_pb2.Generation(model=MODEL, text="x")
+            with pytest.raises(StokerError) as large:
+                await client.generate("x" * (MAX_REQUEST_BYTES - asked.ByteSize() - 100), model=MODEL)
+            # The server's answer: its context is shorter.
+            assert large.value.code is Code.INVALID_ARGUMENT
+            with pytest.raises(StokerError) as larger:
+                await client.generate("x" * MAX_REQUEST_BYTES, model=MODEL)
+            assert larger.value.code is Code.RESOURCE_EXHAUSTED
+            assert len(up.servers[0].server.in_flight) == 2
+            assert attached(up.routers["zone-a"]) == 1
 
 
 async def test_leaving_a_stream_takes_it_off_the_engine_and_leaves_the_others_alone() -> None:

@@ -34,7 +34,7 @@ class Inference:
     async def generate(self, request: inference_pb2.GenerateRequest, _: wire.Context) -> wire.Response:
         match request.generation.text:
             case "refuse":
-                raise exhausted("the queue is full; come back later", retry_after_s=2.5)
+                raise exhausted("the queue is full; come back later", reason="OVERLOADED", retry_after_s=2.5)
             case "refuse in a group":
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._refuse())
@@ -68,7 +68,7 @@ class Inference:
             self.ended.set()
 
     async def _refuse(self) -> None:
-        raise exhausted("the queue is full; come back later", retry_after_s=2.5)
+        raise exhausted("the queue is full; come back later", reason="OVERLOADED", retry_after_s=2.5)
 
 
 @asynccontextmanager

@@ -156,3 +156,31 @@ async def test_a_router_that_leaves_ends_the_link_with_its_last_stream(monkeypat
         assert status.from_rpc_status(link.context.outputs(2)[0].error.status).reason == "ROUTER_DRAINING"
         feed.put_nowait(None)
         await until(lambda: any(output.last for output in link.context.outputs(1)))
+
+
+async def test_a_link_whose_streams_are_cancelled_all_the_time_still_says_that_it_is_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its writer is woken by each, and has nothing to send."""
+    async with up(monkeypatch) as link:
+        for stream_id in range(1, 9):
+            await link.start(stream_id)
+            await asyncio.sleep(0.2)
+            link.context.say(cancel=worker_link_pb2.CancelStream(stream_id=stream_id))
+        # 1.6 s: at 0.5, 1.0 and 1.5.
+        assert sum(each.HasField("heartbeat") for each in link.context.got) == 3
+
+
+async def test_a_number_that_is_in_use_is_refused_and_its_stream_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with up(monkeypatch) as link:
+        feed = await link.start(1)
+        link.context.say(start=worker_link_pb2.StartStream(stream_id=1))
+        await until(lambda: any(each.HasField("refused") for each in link.context.got))
+        (refused,) = [each.refused for each in link.context.got if each.HasField("refused")]
+        refusal = status.from_rpc_status(refused.error.status)
+        assert (refused.stream_id, refusal.code, refusal.reason) == (1, Code.INVALID_ARGUMENT, "STREAM_IN_USE")
+        feed.put_nowait(b"x")
+        feed.put_nowait(None)
+        await until(lambda: any(output.last for output in link.context.outputs(1)))
+        assert b"".join(output.chunk for output in link.context.outputs(1)) == b"x"
+        assert not any(output.HasField("error") for output in link.context.outputs(1))

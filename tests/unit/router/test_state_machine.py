@@ -104,7 +104,7 @@ class FakeTransport:
             if not server.alive or not server.linked:
                 raise EndpointError(Fault.LINK, unavailable("cannot be reached"))
             if server.busy:
-                raise EndpointError(Fault.BUSY, exhausted("full", retry_after_s=0.5))
+                raise EndpointError(Fault.BUSY, exhausted("full", reason="OVERLOADED", retry_after_s=0.5))
             for message in answer(endpoint, generation):
                 wait_s = TOKEN_S * (20 if server.slow else 1)
                 late = ends_s is not None and ends_s < loop.time() + wait_s

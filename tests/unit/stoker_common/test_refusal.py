@@ -17,7 +17,7 @@ ALL = [
     refusals.invalid("generation.model", "is missing; give a name"),
     refusals.unimplemented("generation.tenant", "is not implemented yet"),
     refusals.not_found("no server has it", field="generation.model", reason="MODEL_NOT_FOUND"),
-    refusals.exhausted("full", retry_after_s=1.5),
+    refusals.exhausted("full", reason="OVERLOADED", retry_after_s=1.5),
     refusals.exhausted("quota", field="generation.tenant", reason="QUOTA"),
     refusals.unavailable("nobody there", retry_after_s=0.0),
     refusals.unavailable("gone", reason="ENGINE_DEAD"),
@@ -76,8 +76,8 @@ def test_a_status_fits_into_the_trailers(text: str) -> None:
     ("retryable", "refusal"),
     [
         (True, refusals.unavailable("gone")),
-        (True, refusals.exhausted("full", retry_after_s=0)),
-        (False, refusals.exhausted("never")),
+        (True, refusals.exhausted("full", reason="OVERLOADED", retry_after_s=0)),
+        (False, refusals.exhausted("never", reason="OVERLOADED")),
         (False, refusals.invalid("f", "wrong")),
     ],
 )
