@@ -6,8 +6,8 @@ from stoker_common.refusal import Code, Refusal
 class StokerError(Exception):
     """A call that failed, or was refused before it was sent.
 
-    `code` is the gRPC status by name; `reason` an UPPER_SNAKE word for programs (`UNKNOWN_MODEL`); `field` the field of
-    the request that is at fault, empty if none is; `retry_after_s` when to come back, None if the peer did not say.
+    `code` is the gRPC status by name; `reason` an UPPER_SNAKE word for programs (`MODEL_NOT_FOUND`); `field` the
+    request's field that is at fault, empty if none is; `retry_after_s` when to come back, None if the peer did not say.
     """
 
     def __init__(
