@@ -77,6 +77,9 @@ class Transport(Protocol):
     def keep(self, endpoints: Iterable[Endpoint]) -> None:
         """These are all the endpoints there are: let go of others once nothing runs on them."""
 
+    async def reached(self, within_s: float) -> None:
+        """Wait until the endpoints that this router serves first have told their load, or cannot, or for so long."""
+
     async def run(self) -> None:
         """Whatever the transport does in the background, until cancelled."""
 

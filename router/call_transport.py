@@ -130,6 +130,9 @@ class CallTransport:
         self._kept = frozenset((endpoint.server, endpoint.epoch) for endpoint in endpoints)
         self._changed.set()
 
+    async def reached(self, within_s: float) -> None:
+        """See `Transport`. Calls bring loads with their answers."""
+
     async def run(self) -> None:
         """See `Transport`: closes the channels of endpoints that are gone and on which nothing runs."""
         while True:

@@ -51,7 +51,7 @@ class Fleet:
             known = before.get(key)
             # A record written for another reason repeats an old load; only a new figure is news.
             if known is None or known.endpoint.load != member.endpoint.load:
-                self._ledger.report(key, member.endpoint.load)
+                self._ledger.published(key, member.endpoint.load)
 
     async def changed(self, within_s: float) -> None:
         """Wait until there is a new snapshot, or for so long."""

@@ -4,6 +4,7 @@ A booking is made when a request is dispatched, before any report can know of it
 server. In-flight belongs to an epoch: a restarted server starts with none.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,8 @@ Key = tuple[str, str]  # server, epoch
 OWN_VIEW = 0.5
 # Reports by which the number of others is told, and the most there can be.
 _PEERS_REPORTS, _MOST_PEERS = 128, 64.0
+# An endpoint that has a link, or just answered, is heard of at least so often: what the catalog says is older.
+_HEARD_S = 2.0
 # With fewer streams of our own on an endpoint, on average, they tell nothing of the others'.
 _FEW_STREAMS = 0.1
 
@@ -39,6 +42,8 @@ class Account:
     others_streams: int = 0
     others_prompt_tokens: float = 0.0
     reported_at_s: float = 0.0
+    # When the endpoint itself said so last, and not the catalog.
+    heard_at_s: float = -math.inf
     load: Load = field(default_factory=Load)
 
     @property
@@ -137,6 +142,16 @@ class Ledger:
     def report(self, key: Key, load: Load) -> None:
         """An endpoint reported its load just now. What it counts beyond our own is the others'."""
         account = self._accounts.setdefault(key, Account())
+        account.heard_at_s = self._clock()
+        self._take(account, load)
+
+    def published(self, key: Key, load: Load) -> None:
+        """The catalog says so of an endpoint: rounded, and old. Of one that speaks for itself it says nothing new."""
+        account = self._accounts.setdefault(key, Account())
+        if self._clock() >= account.heard_at_s + _HEARD_S:
+            self._take(account, load)
+
+    def _take(self, account: Account, load: Load) -> None:
         account.load = load
         account.reported_at_s = self._clock()
         account.others_streams = max(0, load.running + load.waiting - account.own_streams)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from discovery.endpoint import Endpoint, Residency
 from discovery.messages import load_from_proto
@@ -49,6 +49,8 @@ class LinkTransport:
         self._used: set[Key] = set()
         self._links: dict[Key, tuple[Link, asyncio.Task[None]]] = {}
         self._changed = asyncio.Event()
+        # Whether there is a link wherever one is wanted.
+        self._made = asyncio.Event()
         self._on_load: OnLoad = lambda endpoint, load: None
         self._on_direct: OnDirect = lambda endpoint, news: None
         self._on_link: OnLink = lambda endpoint, state: None
@@ -112,7 +114,7 @@ class LinkTransport:
         self._endpoints = {(endpoint.server, endpoint.epoch): endpoint for endpoint in endpoints}
         self._used &= self._endpoints.keys()
         self._calls.keep(self._endpoints.values())
-        self._changed.set()
+        self._change()
 
     async def run(self) -> None:
         """See `Transport`: keeps the links that are wanted."""
@@ -126,7 +128,16 @@ class LinkTransport:
                 for key in wanted - self._links.keys():
                     link = self._link(key, self._endpoints[key])
                     self._links[key] = link, tasks.create_task(link.run(), name=f"link {key[0]}")
+                self._made.set()
                 await self._changed.wait()
+
+    async def reached(self, within_s: float) -> None:
+        """See `Transport`: each link has been up or could not be had."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._made.wait()
+                for link, _ in list(self._links.values()):
+                    await link.tried.wait()
 
     def hear(self, on_direct: OnDirect) -> None:
         """See `Transport`."""
@@ -149,7 +160,11 @@ class LinkTransport:
     def _use(self, key: Key) -> None:
         if key not in self._used:
             self._used.add(key)
-            self._changed.set()
+            self._change()
+
+    def _change(self) -> None:
+        self._made.clear()
+        self._changed.set()
 
     def _wants(self, key: Key, endpoint: Endpoint) -> bool:
         # The record tells its highest; whether it still speaks ours, its answer does.

@@ -54,6 +54,9 @@ from stoker_common.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
+# A server that can be reached has welcomed the router by then; one that cannot is no reason not to serve.
+_REACHED_WITHIN_S = 2.0
+
 SERVICES = (
     "stoker.v1.InferenceService",
     "stoker.v1.ModelService",
@@ -83,6 +86,7 @@ class RouterServer:
         self._share_port = share_port
         self.transport = world.transport
         self._stop = asyncio.Event()
+        self._known = asyncio.Event()
         self.registry = CollectorRegistry()
         self.learned = Learned(
             ledger=Ledger(world.clock),
@@ -164,6 +168,7 @@ class RouterServer:
                     tasks.create_task(self._world.watcher.run(self._publish), name="catalog"),
                     tasks.create_task(self._data_path.run(), name="data path"),
                     tasks.create_task(self.transport.run(), name="transport"),
+                    tasks.create_task(self._ready(), name="ready"),
                     tasks.create_task(self._maintenance.run(), name="maintenance"),
                     tasks.create_task(self._crawl.run(), name="crawl"),
                     tasks.create_task(self.reservations.run(), name="reservations"),
@@ -211,8 +216,15 @@ class RouterServer:
 
     def _publish(self, view: CatalogView) -> None:
         self.fleet.publish(view)
-        # Before the catalog was read, no request could be answered.
-        if self.fleet.snapshot.known and not self._stop.is_set():
+        if self.fleet.snapshot.known:
+            self._known.set()
+
+    async def _ready(self) -> None:
+        """Call the router healthy once it can choose well."""
+        # Before the catalog was read, no request could be answered; and what it says of loads is old.
+        await self._known.wait()
+        await self.transport.reached(_REACHED_WITHIN_S)
+        if not self._stop.is_set():
             self._health.set(serving=True)
 
     def _members_changed(self, members: Collection[Key]) -> None:

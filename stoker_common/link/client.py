@@ -96,6 +96,8 @@ class Link:
         self._silence = Silence(rules.silent_s, 2 * rules.tick_s, clock())
         self._progress = Progress(rules.stalled_s, 2 * rules.tick_s, clock()) if rules.stalled_s is not None else None
         self.state = LinkState.DOWN
+        # Set once it has been up, or could not be had.
+        self.tried = asyncio.Event()
         # Why it has been down since it was up last, as far as that was logged.
         self._told = ""
 
@@ -116,6 +118,7 @@ class Link:
             why = await self._attach_once()
             return why
         finally:
+            self.tried.set()
             self._lost(why)
 
     @property
@@ -183,7 +186,8 @@ class Link:
                 first = await call.read()
             if not isinstance(first, bytes):
                 return
-            version = worker_link_pb2.AttachResponse.FromString(first).welcome.link_version
+            welcome = worker_link_pb2.AttachResponse.FromString(first).welcome
+            version = welcome.link_version
             if not self._versions.accept(version):
                 raise _NoVersion(f"it welcomes in version {version} of the link; {self._versions} is spoken here")
             self._outgoing = asyncio.Queue()
@@ -192,6 +196,10 @@ class Link:
                 self._progress.begin()
             self._backoff.reset()
             self._told = ""
+            if welcome.endpoint.HasField("load"):
+                # Before whoever waits for the link: the catalog's figure may be of a stream that ended long ago.
+                self._on_load(welcome.endpoint.load)
+            self.tried.set()
             self._become(LinkState.UP)
             if self._on_digest is not None:
                 self._say(_SEND_DIGEST)

@@ -1,12 +1,16 @@
 from collections.abc import Collection
 from dataclasses import replace
+from random import Random
 
 from discovery.catalog import CatalogState
 from discovery.endpoint import Endpoint, Load, Residency
+from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.ledger import Key, Ledger
+from router.policy import Conditions, Policy
+from router.scorers import Rates
 from tests.fakes.clock import FakeClock
-from tests.unit.router.builders import HOT, MODEL, endpoint, key, view
+from tests.unit.router.builders import HOT, MODEL, endpoint, key, request, view
 
 A1, A2 = endpoint("a-1"), endpoint("a-2")
 
@@ -48,6 +52,17 @@ def test_a_new_load_is_reported_and_an_old_one_that_comes_again_is_not() -> None
     seen.ledger.report(key(A1), Load())
     seen.fleet.publish(view([loaded, A2]))
     assert seen.ledger.accounts[key(A1)].others_streams == 0
+
+
+def test_a_load_that_the_catalog_tells_late_sends_nobody_to_another_zone() -> None:
+    away = endpoint("b-1", "b")
+    seen = Seen(A1, away)
+    seen.ledger.report(key(A1), Load())  # over its link, a moment ago
+    seen.fleet.publish(view([replace(A1, load=Load(running=1)), away]))
+    conditions = Conditions(seen.ledger.accounts, Breakers(EjectionRules(), FakeClock(), Random(0)), {}, {}, 0.0)
+    chosen = Policy("a", Rates()).choose(request(), seen.fleet.snapshot, (), conditions, Random(0))
+    assert chosen is not None
+    assert (chosen.candidate.holder.member.key, chosen.reason) == (key(A1), "nearest zone")
 
 
 def test_a_restarted_server_starts_without_what_its_last_life_had() -> None:

@@ -47,6 +47,20 @@ def test_a_report_older_than_our_booking_never_counts_below_zero() -> None:
     assert (account.streams, account.others_prompt_tokens) == (1, 0)
 
 
+def test_an_endpoint_that_speaks_for_itself_is_believed_more_than_what_the_catalog_says_of_it() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.published(KEY, Load(running=5))
+    assert ledger.accounts[KEY].streams == 5
+    ledger.report(KEY, Load())
+    clock.advance(1.9)
+    ledger.published(KEY, Load(running=5))
+    assert ledger.accounts[KEY].streams == 0
+    clock.advance(0.2)
+    ledger.published(KEY, Load(running=5))
+    assert ledger.accounts[KEY].streams == 5
+
+
 def test_others_prompts_are_worked_on_after_the_report_and_ours_stay_until_their_first_token() -> None:
     clock = FakeClock()
     ledger = Ledger(clock)

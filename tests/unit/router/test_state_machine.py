@@ -148,6 +148,8 @@ class FakeTransport:
 
     async def run(self) -> None: ...
 
+    async def reached(self, within_s: float) -> None: ...
+
     def hear(self, on_direct: OnDirect) -> None:
         """See Transport."""
 

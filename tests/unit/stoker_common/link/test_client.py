@@ -4,12 +4,13 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import grpc.aio
 import pytest
 
-from stoker.v1 import worker_link_pb2
+from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common.backoff import Backoff
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
@@ -19,8 +20,10 @@ from tests.fakes.until import until
 class FakeCall:
     """A link's call as grpc.aio's: once it is over, writing raises InvalidStateError, and reading says why."""
 
-    def __init__(self, version: int = 1) -> None:
-        self.version = version
+    def __init__(self, version: int = 1, running: int | None = None) -> None:
+        self.welcome = worker_link_pb2.Welcome(link_version=version)
+        if running is not None:
+            self.welcome.endpoint.load.running = running
         self.over = asyncio.Event()
         self.refused = asyncio.Event()
         self._welcomed = False
@@ -33,9 +36,7 @@ class FakeCall:
     async def read(self) -> bytes:
         if not self._welcomed:
             self._welcomed = True
-            return worker_link_pb2.AttachResponse(
-                welcome=worker_link_pb2.Welcome(link_version=self.version)
-            ).SerializeToString()
+            return worker_link_pb2.AttachResponse(welcome=self.welcome).SerializeToString()
         await self.refused.wait()
         raise grpc.aio.AioRpcError(
             grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "Socket closed"
@@ -56,7 +57,11 @@ class FakeChannel:
         return lambda: self._calls.pop(0) if len(self._calls) > 1 else self._calls[0]
 
 
-def link_over(channel: object) -> Link:
+def link_over(
+    channel: object,
+    on_load: Callable[[endpoint_pb2.Load], None] = lambda load: None,
+    on_state: Callable[[LinkState], None] = lambda state: None,
+) -> Link:
     return Link(
         "a-1",
         "server a-1 at a-1:1 in a",
@@ -65,8 +70,8 @@ def link_over(channel: object) -> Link:
         LinkRules(),
         Backoff(random.Random(0), 0.01, 0.01),
         time.monotonic,
-        lambda load: None,
-        lambda state: None,
+        on_load,
+        on_state,
     )
 
 
@@ -122,6 +127,25 @@ async def test_a_write_on_a_link_that_just_broke_fails_its_streams_and_nothing_e
     finally:
         running.cancel()
         await asyncio.wait((running,))
+
+
+async def test_the_load_of_the_welcome_is_told_before_the_link_is_up() -> None:
+    told: list[object] = []
+    link = link_over(FakeChannel(FakeCall(running=3)), lambda load: told.append(load.running), told.append)
+    running = asyncio.ensure_future(link.run())
+    try:
+        await until(link.tried.is_set)
+        assert told == [3, LinkState.UP]
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+
+
+async def test_a_link_that_cannot_be_had_has_been_tried() -> None:
+    link = link_over(DeadChannel())
+    assert not link.tried.is_set()
+    await link.attach()
+    assert link.tried.is_set()
 
 
 async def test_a_server_that_welcomes_in_a_version_that_is_not_spoken_here_gets_nothing(
