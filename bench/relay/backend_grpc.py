@@ -31,7 +31,8 @@ LOAD = Load(prefill_tokens_per_second=1e6, itl_ms=STEP_MS)
 class Answer:
     """One generation: its first part, its tokens, its last."""
 
-    def __init__(self, generation: generation_pb2.Generation) -> None:
+    def __init__(self, generation: generation_pb2.Generation, server: str) -> None:
+        self._server = server
         self.how = generation.text.split(" ", 1)[0]
         self.left = generation.sampling.max_tokens
         self._made = 0
@@ -42,9 +43,9 @@ class Answer:
         started = inference_pb2.Started(
             request_id=self._request_id,
             model=MODEL,
-            server=ME,
+            server=self._server,
             zone="zone-a",
-            epoch=ME,
+            epoch=self._server,
             prompt_tokens=8,
             prompt_token_ids=range(8),
         )
@@ -101,8 +102,9 @@ def _every(start_s: float, step_s: float) -> Iterator[float]:
 class Mock:
     """The services."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, name: str = ME) -> None:
         self._steps = steps
+        self._name = name
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """For `server.add_generic_rpc_handlers`."""
@@ -117,7 +119,7 @@ class Mock:
         )
 
     async def _generate(self, data: bytes, context: wire.Context) -> bytes:
-        answer = Answer(inference_pb2.GenerateRequest.FromString(data).generation)
+        answer = Answer(inference_pb2.GenerateRequest.FromString(data).generation, self._name)
         whole = inference_pb2.GenerateStreamResponse.FromString(answer.whole())
         output = inference_pb2.Output(text="".join(delta.text for delta in whole.deltas))
         for delta in whole.deltas:
@@ -127,7 +129,7 @@ class Mock:
         ).SerializeToString()
 
     async def _generate_stream(self, data: bytes, context: wire.Context) -> None:
-        answer = Answer(inference_pb2.GenerateStreamRequest.FromString(data).generation)
+        answer = Answer(inference_pb2.GenerateStreamRequest.FromString(data).generation, self._name)
         if answer.how not in (PACED, UNPACED):
             await context.write(answer.whole())
             return
@@ -141,7 +143,7 @@ class Mock:
         await context.read()
         welcome = worker_link_pb2.Welcome(link_version=1)
         await context.write(worker_link_pb2.AttachResponse(welcome=welcome).SerializeToString())
-        link = Link(self._steps, context)
+        link = Link(self._steps, context, self._name)
         async with asyncio.TaskGroup() as tasks:
             writers = [tasks.create_task(link.paced()), tasks.create_task(link.unpaced())]
             await link.read()
@@ -152,9 +154,10 @@ class Mock:
 class Link:
     """One attached router."""
 
-    def __init__(self, steps: Steps, context: wire.Context) -> None:
+    def __init__(self, steps: Steps, context: wire.Context, name: str) -> None:
         self._steps = steps
         self._context = context
+        self._name = name
         self._paced: dict[int, Answer] = {}
         self._unpaced: dict[int, Answer] = {}
         # Told at once: how a stream began, or all of it.
@@ -174,7 +177,7 @@ class Link:
                 self._unpaced.pop(request.cancel.stream_id, None)
 
     def _start(self, start: worker_link_pb2.StartStream) -> None:
-        answer = Answer(generation_pb2.Generation.FromString(start.generation))
+        answer = Answer(generation_pb2.Generation.FromString(start.generation), self._name)
         output = worker_link_pb2.StreamOutput(stream_id=start.stream_id)
         if answer.how == PACED:
             self._paced[start.stream_id] = answer
@@ -230,11 +233,11 @@ class Link:
             await self._context.write(response.SerializeToString())
 
 
-async def serve(port: int, consul_address: str) -> None:
+async def serve(port: int, consul_address: str, name: str) -> None:
     """Until killed."""
     steps = Steps()
     server = grpc.aio.server(options=server_options())
-    server.add_generic_rpc_handlers(Mock(steps).handlers())
+    server.add_generic_rpc_handlers(Mock(steps, name).handlers())
     address = f"127.0.0.1:{port}"
     server.add_insecure_port(address)
     await server.start()
@@ -243,10 +246,10 @@ async def serve(port: int, consul_address: str) -> None:
         registrar = ConsulRegistrar(consul, rng=random.Random())
         registrar.announce(
             Endpoint(
-                server=ME,
+                server=name,
                 address=address,
                 zone="zone-a",
-                epoch=ME,
+                epoch=name,
                 engine="mock",
                 models=(ModelState(MODEL, Residency.HOT, 1 << 20),),
                 max_streams=4096,
@@ -263,8 +266,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--consul", required=True)
+    parser.add_argument("--name", default=ME, help="in the catalog")
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, arguments.consul))
+    uvloop.run(serve(arguments.port, arguments.consul, arguments.name))
 
 
 if __name__ == "__main__":

@@ -68,13 +68,7 @@ def start(arguments: Mapping[str, Any], on_step: OnStep) -> AsyncLLM:
 
     Raises whatever vLLM raises. The calling thread must live as long as the engine (parent_death).
     """
-    known = {f.name for f in dataclasses.fields(AsyncEngineArgs)}
-    missing = {key for key, value in arguments.items() if key not in known and value is not None}
-    if missing:
-        raise ValueError(f"vLLM {version()} has no setting {', '.join(sorted(missing))}: remove it")
-    config = AsyncEngineArgs(
-        **{key: value for key, value in arguments.items() if value is not None}
-    ).create_engine_config()
+    config = _config(arguments)
     # Which kind depends on the runner, which depends on the rest. Given beforehand, they would decide the runner.
     if (processor := _replay_processor(config)) is not None:
         config.model_config.logits_processors = [processor]
@@ -86,6 +80,21 @@ def start(arguments: Mapping[str, Any], on_step: OnStep) -> AsyncLLM:
         # A request's log line has its prompt.
         enable_log_requests=False,
     )
+
+
+def start_plain(arguments: Mapping[str, Any]) -> AsyncLLM:
+    """The same with nothing of ours in it: what a server is held against. Blocks; raises whatever vLLM raises."""
+    return AsyncLLM.from_vllm_config(_config(arguments), disable_log_stats=True, enable_log_requests=False)
+
+
+def _config(arguments: Mapping[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(AsyncEngineArgs)}
+    missing = {key for key, value in arguments.items() if key not in known and value is not None}
+    if missing:
+        raise ValueError(f"vLLM {version()} has no setting {', '.join(sorted(missing))}: remove it")
+    return AsyncEngineArgs(
+        **{key: value for key, value in arguments.items() if value is not None}
+    ).create_engine_config()
 
 
 def generate(

@@ -61,7 +61,7 @@ class VllmEngine:
         settings = self._settings
         if not settings.is_folder and settings.model.startswith((".", "/", "~")):
             raise EngineError(f"no folder {settings.model!r}: set model to a Hugging Face folder or a hub id")
-        self._keeper = _Keeper(_arguments(settings), self._stepped)
+        self._keeper = _Keeper(arguments(settings), self._stepped)
         try:
             self._llm = await self._keeper.llm()
         except Exception as error:
@@ -351,8 +351,8 @@ def _refused(error: BaseException, request: EngineRequest) -> EngineRefused:
     return refused
 
 
-def _arguments(settings: VllmSettings) -> dict[str, Any]:
-    """The settings as vLLM's engine arguments; None leaves vLLM its own default."""
+def arguments(settings: VllmSettings) -> dict[str, Any]:
+    """Resolved settings as vLLM's engine arguments; None leaves vLLM its own default."""
     return {
         "model": str(Path(settings.model).resolve()) if settings.is_folder else settings.model,
         "served_model_name": settings.name,

@@ -1,0 +1,38 @@
+"""bench/throughput: what goes between its processes, and what its tables say of rows."""
+
+from bench.throughput.job import Done, Job, Span
+from bench.throughput.load import Row
+from bench.throughput.table import report
+
+
+def test_what_goes_between_processes_comes_back_as_it_was() -> None:
+    job = Job("127.0.0.1:1", "calls", "m", 64, 512, 7, prompt_tokens=64, vocabulary=32_000)
+    assert Job.parse(job.line()) == job
+    for span in (Span(1.5, None), Span(1.5, 3.0)):
+        assert Span.parse(span.line()) == span
+    done = Done(12, 3.25, [1.0, 2.0], 0.5, 0.1)
+    assert Done.parse(done.line()) == done
+
+
+def _engine(way: str, tokens_per_s: float) -> Row:
+    return {"part": "engine", "model": "m", "way": way, "streams": 256, "tokens_per_s": tokens_per_s}
+
+
+def test_the_mesh_is_held_against_the_engine_alone_by_medians() -> None:
+    rows = [_engine("AsyncLLM alone", rate) for rate in (1000.0, 2000.0, 900.0)]
+    rows += [_engine("link", rate) for rate in (960.0, 100.0, 970.0)]
+    assert "| link | 3 | 960 | 100 to 970 | 96.0% |" in report(rows)
+
+
+def test_an_interrupted_run_has_a_table_of_what_there_is() -> None:
+    assert report([]) == "\n"
+    assert "| link | 1 | 960 | 960 to 960 |  |" in report([_engine("link", 960.0)])
+
+
+def _routers(way: str, number: int, tokens_per_s: float) -> Row:
+    return {"part": "routers", "way": way, "round": number, "channels": 32, "tokens_per_s": tokens_per_s}
+
+
+def test_processes_are_held_against_one_within_a_round() -> None:
+    rows = [_routers("x1", 0, 10.0), _routers("x4", 0, 35.0), _routers("x4", 1, 90.0), _routers("x1", 1, 30.0)]
+    assert "3.25 x (3.00 to 3.50)" in report(rows)
