@@ -94,7 +94,8 @@ class EngineRequest:
 
 class EngineOutput(NamedTuple):
     """What one step added to a sequence. `finish_reason` is set in the last one; `cached_tokens` in the first at least,
-    and so is `queue_ms`: how long the sequence waited before the engine began on it, None if the engine cannot tell.
+    and so are `queue_ms`, how long the sequence waited before the engine began on it, and `prefill_ms`, how long it
+    took from there to its first token; None if the engine cannot tell.
 
     A tuple because one is made for every token: a frozen dataclass of as many fields takes 4 us, this takes 0.4.
     """
@@ -108,6 +109,7 @@ class EngineOutput(NamedTuple):
     stop_token_id: int | None = None
     cached_tokens: int = 0
     queue_ms: float | None = None
+    prefill_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,6 +191,7 @@ class _Run:
         self.prompt_token_ids: Sequence[int] = ()
         self.cached_tokens = 0
         self.queue_s: float | None = None
+        self.prefill_s: float | None = None
         self._endpoint = shared.endpoint
         self._numerics_class = ""
         self._exactness: Exactness = inference_pb2.EXACTNESS_UNSPECIFIED
@@ -278,6 +279,8 @@ class _Run:
         self.cached_tokens = first.cached_tokens
         if first.queue_ms is not None:
             self.queue_s = first.queue_ms / 1000.0
+        if first.prefill_ms is not None:
+            self.prefill_s = first.prefill_ms / 1000.0
         if self._cached is not None and self._unfinished:
             self._cached.began(len(self.prompt_token_ids), first.cached_tokens)
         response.started.CopyFrom(
@@ -304,6 +307,8 @@ class _Run:
         timings = response.finished.timings
         if self.queue_s is not None:
             timings.queue.CopyFrom(duration(self.queue_s))
+        if self.prefill_s is not None:
+            timings.prefill.CopyFrom(duration(self.prefill_s))
         timings.load.CopyFrom(duration(self._ready_s))
         if self.ttft_s is not None:
             timings.ttft.CopyFrom(duration(self.ttft_s))
@@ -337,6 +342,8 @@ class _Run:
         }
         if self.queue_s is not None:
             attributes["stoker.queue_ms"] = self.queue_s * 1000.0
+        if self.prefill_s is not None:
+            attributes["stoker.prefill_ms"] = self.prefill_s * 1000.0
         if self.ttft_s is not None:
             attributes["stoker.ttft_ms"] = self.ttft_s * 1000.0
         return attributes

@@ -8,6 +8,8 @@ from discovery.consul_address import ConsulAddress
 from stoker_common.settings import Settings
 from stoker_common.tickets import TicketKeys
 
+PolicyName = Literal["stoker", "round-robin", "least-outstanding"]
+
 
 class RouterSettings(Settings):
     """One router: a process, or several that share its port."""
@@ -28,6 +30,10 @@ class RouterSettings(Settings):
         "127.0.0.1:8500", min_length=1, description="the zone's Consul agent: host:port or URL"
     )
     zones: tuple[str, ...] = Field((), description="zones to watch beside its own; default: all that Consul knows")
+    policy: PolicyName = Field(
+        "stoker",
+        description="how a server is chosen; all but `stoker` are blind to caches and costs, to compare it with",
+    )
     leave_zone_ms: float = Field(50.0, ge=0, description="cost of leaving the zone, beside the way itself, in ms")
     near_share: float = Field(0.05, ge=0, le=1, description="candidates within this share of the cheapest are alike")
     sessions: int = Field(100_000, ge=1, description="sessions remembered, the most recent, for servers without a link")

@@ -115,7 +115,7 @@ class Direct:
             zone=endpoint.zone,
             epoch=endpoint.epoch,
             ticket=ticket,
-            pick=pick(chosen),
+            pick=pick(chosen, flight.tries[-1].predicted_ms),
             request_id=generation.request_id,
             resume_mode=asked.resume.mode if asked.HasField("resume") else endpoint_pb2.RESUME_MODE_UNSPECIFIED,
             reservation=reservation.id,

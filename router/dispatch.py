@@ -5,6 +5,7 @@ from typing import Self
 
 from discovery.messages import load_from_proto
 from router.attempt import Part
+from router.calibration import sample
 from router.errors import EndpointError, Fault
 from router.flight import Flight
 from router.learned import Learned
@@ -33,6 +34,9 @@ class Dispatch:
         self._flight = flight
         self._learned = learned
         self._try = flight.begin(chosen)
+        # What lies before the first token; the rest of the cost lies behind it.
+        zone_ms = learned.ways.ms.get(self._member.endpoint.zone, 0.0) if self._cost.zone_ms else 0.0
+        self._try.predicted_ms = first_token_ms(self._cost, zone_ms)
         self._started = False
         self._finished = False
 
@@ -71,6 +75,10 @@ class Dispatch:
             self._learned.ways.observe(
                 self._member.endpoint.zone, waited_ms, finished.timings.ttft.ToNanoseconds() / 1e6
             )
+        if self._try.waited_ms is not None:
+            seen = sample(self._cost, self._try.predicted_ms, self._try.waited_ms, finished.timings)
+            self._learned.calibration.observe(key, self._request.model, seen)
+            self._flight.sample = seen
 
     def require_finished(self) -> None:
         """The stream ended. Raises EndpointError if it ended before its last part."""
@@ -96,12 +104,10 @@ class Dispatch:
         breakers, key, since_s = self._learned.breakers, self._member.key, self._try.began_s
         breakers.answered(key, since_s)
         if self._try.resume_mode != endpoint_pb2.RESUME_MODE_REPLAY:  # a replay decodes before it says anything
-            # What comes before the first token; the rest of the cost lies behind it.
-            predicted_ms = self._cost.total_ms - self._cost.decode_ms
             took_ms = (self._flight.clock() - since_s) * 1e3
-            breakers.timed(key, took_ms, predicted_ms, since_s)
-            zone_ms = self._learned.ways.ms.get(self._member.endpoint.zone, 0.0) if self._cost.zone_ms else 0.0
-            self._flight.waited_ms, self._flight.predicted_ms = took_ms, first_token_ms(self._cost, zone_ms)
+            breakers.timed(key, took_ms, self._cost.total_ms - self._cost.decode_ms, since_s)
+            self._try.waited_ms = took_ms
+            self._flight.waited_ms, self._flight.predicted_ms = took_ms, self._try.predicted_ms
 
     def _began(self, started: inference_pb2.Started) -> None:
         self._try.resume_mode = started.resume_mode

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 
+from router import messages
 from router.attempt import Part
+from router.calibration import Sample
 from router.errors import EndpointError
 from router.policy import Chosen
 from stoker.v1 import endpoint_pb2, inference_pb2
@@ -24,8 +26,11 @@ class Try:
     server: str
     zone: str
     epoch: str
-    reason: str
+    chosen: Chosen
     began_s: float
+    # From its beginning to its first token: what was expected, and what came of it (None before that).
+    predicted_ms: float = 0.0
+    waited_ms: float | None = None
     ended_s: float | None = None
     tokens: int = 0
     code: Code | None = None
@@ -55,6 +60,8 @@ class Flight:
     # From the last attempt's beginning to its first token, and what the pick had expected.
     waited_ms: float | None = None
     predicted_ms: float = 0.0
+    # The same term by term, once it has finished.
+    sample: Sample | None = None
     transcript: Transcript = field(default_factory=Transcript)
     outcome: str = "cancelled"  # until something else is known: a client that vanishes says nothing
 
@@ -64,7 +71,7 @@ class Flight:
     def begin(self, chosen: Chosen) -> Try:
         """An attempt begins."""
         endpoint = chosen.candidate.holder.member.endpoint
-        attempt = Try(endpoint.server, endpoint.zone, endpoint.epoch, chosen.reason, self.clock())
+        attempt = Try(endpoint.server, endpoint.zone, endpoint.epoch, chosen, self.clock())
         self.tries.append(attempt)
         return attempt
 
@@ -125,7 +132,7 @@ class Flight:
             "outcome": self.outcome,
             "server": last.server if last else "",
             "zone": last.zone if last else "",
-            "pick": last.reason if last else "",
+            "pick": last.chosen.reason if last else "",
             "attempts": len(self.tries),
             "failures": [attempt.failure for attempt in self.tries if attempt.failure],
             "prompt_tokens": self.prompt_tokens,
@@ -139,7 +146,7 @@ class Flight:
     def _attempt(self, attempt: Try) -> inference_pb2.Attempt:
         lasted = Duration()
         lasted.FromNanoseconds(int(((attempt.ended_s or self.clock()) - attempt.began_s) * 1e9))
-        return inference_pb2.Attempt(
+        told = inference_pb2.Attempt(
             server=attempt.server,
             zone=attempt.zone,
             epoch=attempt.epoch,
@@ -148,4 +155,8 @@ class Flight:
             duration=lasted,
             resume_mode=attempt.resume_mode,
             tokens=attempt.tokens,
+            pick=messages.pick(attempt.chosen, attempt.predicted_ms),
         )
+        if attempt.waited_ms is not None:
+            told.first_token.FromNanoseconds(int(attempt.waited_ms * 1e6))
+        return told

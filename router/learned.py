@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from router.caches import Caches
+from router.calibration import Calibration
 from router.ejection import Breakers
 from router.ledger import Ledger
 from router.service_times import ServiceTimes
@@ -19,4 +20,5 @@ class Learned:
     caches: Caches
     sizing: Sizing
     ways: Ways
+    calibration: Calibration
     services: ServiceTimes = field(default_factory=ServiceTimes)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from router.calibration import Figures
 from router.policy import Chosen
 from router.scorers import Cost
-from stoker.v1 import inference_pb2, pick_pb2
+from stoker.v1 import inference_pb2, pick_pb2, router_pb2
 
 
 def cost(of: Cost) -> pick_pb2.Cost:
@@ -20,17 +21,30 @@ def cost(of: Cost) -> pick_pb2.Cost:
     )
 
 
-def pick(chosen: Chosen) -> pick_pb2.Pick:
-    """Why a server was chosen."""
+def pick(chosen: Chosen, first_token_ms: float) -> pick_pb2.Pick:
+    """Why a server was chosen, and when its first token was expected."""
     price = chosen.candidate.cost
     return pick_pb2.Pick(
-        reason=chosen.reason, cost=cost(price), candidates=chosen.candidates, cached_tokens=price.cached_tokens
+        reason=chosen.reason,
+        cost=cost(price),
+        candidates=chosen.candidates,
+        cached_tokens=price.cached_tokens,
+        first_token_ms=first_token_ms,
     )
 
 
-def with_pick(data: bytes, chosen: Chosen) -> bytes:
+def calibration(of: Figures) -> router_pb2.Calibration:
+    """How far predictions were off, as the API tells it."""
+    terms = [
+        router_pb2.CalibrationTerm(term=name, predicted_ms=predicted_ms, actual_ms=actual_ms, off_ms=off_ms)
+        for name, (predicted_ms, actual_ms, off_ms) in of.terms.items()
+    ]
+    return router_pb2.Calibration(model=of.model, requests=of.requests, error=of.error, bias=of.bias, terms=terms)
+
+
+def with_pick(data: bytes, chosen: Chosen, first_token_ms: float) -> bytes:
     """The first part, which now says why its server was chosen."""
-    started = inference_pb2.Started(pick=pick(chosen))
+    started = inference_pb2.Started(pick=pick(chosen, first_token_ms))
     return data + inference_pb2.GenerateStreamResponse(started=started).SerializeToString()
 
 
@@ -45,6 +59,6 @@ def without_started(part: inference_pb2.GenerateStreamResponse) -> bytes:
 def with_attempts(
     data: bytes, attempts: Iterable[inference_pb2.Attempt], exactness: "inference_pb2.Exactness.ValueType"
 ) -> bytes:
-    """The last part, which now says what was tried and how exact the whole is."""
+    """The last part, which now says what was tried, why, and how exact the whole is."""
     finished = inference_pb2.Finished(attempts=attempts, exactness=exactness)
     return data + inference_pb2.GenerateStreamResponse(finished=finished).SerializeToString()

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.calibration import TERMS
 from router.ejection import Breakers, BreakerState
 from router.fleet import Fleet
 from router.flight import Flight
@@ -14,6 +15,7 @@ from stoker_common.clock import Clock
 from stoker_common.metrics import ITL_BUCKETS_S, TTFT_BUCKETS_S
 
 # Right within a quarter is between 0.75 and 1.25.
+TERM_KINDS = ("predicted", "actual", "off")
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 
 
@@ -55,6 +57,14 @@ class RouterMetrics:
             buckets=RATIO_BUCKETS,
             registry=registry,
         )
+        self.terms = Counter(
+            "stoker_router_ttft_term_ms",
+            "The time to the first token by term (ready, queue, prefill, rest), in ms: predicted, actual, and by how "
+            "much the two were off, either way (off).",
+            ("term", "kind"),
+            registry=registry,
+        )
+        self._terms = {term: [self.terms.labels(term, kind) for kind in TERM_KINDS] for term in TERMS}
         self.tokens = Counter(
             "stoker_router_tokens", "Tokens relayed to callers.", ("model", "zone"), registry=registry
         )
@@ -106,6 +116,13 @@ class RouterMetrics:
                 self.cached_tokens.labels(flight.model, kind).inc(count)
         if flight.waited_ms is not None and flight.predicted_ms > 0:
             self.prediction.labels(zone).observe(flight.waited_ms / flight.predicted_ms)
+        if flight.sample is not None:
+            for name, term in flight.sample.terms.items():
+                predicted, actual, off = self._terms[name]
+                # Between two machines' clocks `rest` may come out below 0, which a counter cannot take.
+                predicted.inc(max(0.0, term.predicted_ms))
+                actual.inc(max(0.0, term.actual_ms))
+                off.inc(abs(term.predicted_ms - term.actual_ms))
         if flight.ttft_s is not None:
             self.ttft.labels(flight.model, zone).observe(flight.ttft_s)
             self.tokens.labels(flight.model, zone).inc(flight.tokens)

@@ -11,7 +11,7 @@ from router.ejection import BreakerState
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import NOTHING
-from router.messages import cost
+from router.messages import calibration, cost
 from router.router import Router
 from router.snapshot import Member
 from stoker.v1 import generation_pb2, model_pb2, router_pb2
@@ -134,4 +134,5 @@ class Report:
             excluded_by=member.absent or filters.ejected(member.key, breakers),
             breaker_cause=breakers.cause(member.key),
             share=breakers.share(member.key),
+            calibration=[calibration(each) for each in self._learned.calibration.figures(member.key)],
         )

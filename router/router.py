@@ -22,7 +22,8 @@ from router.learned import Learned
 from router.ledger import NOTHING, Key
 from router.messages import with_attempts, with_pick, without_started
 from router.metrics import RouterMetrics
-from router.policy import Choices, Chosen, Conditions, Policy
+from router.policies import RoutingPolicy
+from router.policy import Choices, Chosen, Conditions
 from router.readying import Readying
 from router.request import Request
 from router.resume import ResumeRules
@@ -66,7 +67,7 @@ class Router:
         self,
         *,
         fleet: Fleet,
-        policy: Policy,
+        policy: RoutingPolicy,
         learned: Learned,
         admission: Admission,
         readying: Readying,
@@ -386,13 +387,15 @@ class Router:
         self._metrics.picks.labels(endpoint.zone, chosen.reason).inc()
         about = {"stoker.server": endpoint.server, "stoker.zone": endpoint.zone, "stoker.pick": chosen.reason}
         about |= {f"stoker.cost.{term}": of for term, of in chosen.candidate.cost._asdict().items()}
-        with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about):
+        with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about) as span:
             with (
                 Dispatch(request, chosen, generation, flight, self._learned) as dispatch,
                 self.running.attempt(
                     holder.member.key, generation, flight.transcript, lambda: flight.tries[-1].tokens
                 ) as interrupt,
             ):
+                this = flight.tries[-1]
+                span.set_attribute("stoker.first_token_ms.expected", this.predicted_ms)
                 metadata = inject() + self._ticket(asked, endpoint)
                 async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt)) as parts:
                     async for part in parts:
@@ -403,9 +406,13 @@ class Router:
                         data = part.data
                         if dispatch.received(part):
                             # The client was told once how its stream started.
-                            data = without_started(part.message) if resumed else with_pick(data, chosen)
+                            data = (
+                                without_started(part.message) if resumed else with_pick(data, chosen, this.predicted_ms)
+                            )
                         if finished:
                             dispatch.finished(part.message)
+                            if this.waited_ms is not None:
+                                span.set_attribute("stoker.first_token_ms.actual", this.waited_ms)
                             data = with_attempts(data, flight.attempts(), flight.exactness)
                         if data:
                             yield data

@@ -17,6 +17,7 @@ from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.attempt import Transport
 from router.caches import Caches
+from router.calibration import Calibration
 from router.client_link import ClientLinks
 from router.config import RouterSettings
 from router.crawl import Crawl
@@ -31,7 +32,7 @@ from router.maintenance import Maintenance
 from router.metrics import FleetCollector, RouterMetrics
 from router.model_service import ModelService
 from router.operations import OperationsService
-from router.policy import Policy
+from router.policies import policy
 from router.readying import Readying
 from router.report import Identity, Report
 from router.reservations import ReservationMetrics, Reservations
@@ -98,6 +99,7 @@ class RouterServer:
             caches=Caches(Sessions(settings.sessions)),
             sizing=Sizing(),
             ways=Ways(),
+            calibration=Calibration(world.clock),
         )
         self.fleet = Fleet(self.learned.ledger, self._members_changed)
         self.readying = Readying(world.transport, self.registry, world.clock, self.fleet.hot)
@@ -115,7 +117,9 @@ class RouterServer:
         tickets = Tickets(keys, identity.router, world.wall_clock, settings.ticket_seconds)
         self.router = Router(
             fleet=self.fleet,
-            policy=Policy(settings.zone, Rates(leave_zone_ms=settings.leave_zone_ms), settings.near_share),
+            policy=policy(
+                settings.policy, settings.zone, Rates(leave_zone_ms=settings.leave_zone_ms), settings.near_share
+            ),
             learned=self.learned,
             admission=self.admission,
             readying=self.readying,
@@ -231,6 +235,7 @@ class RouterServer:
         known = self.fleet.snapshot.members
         self.learned.breakers.keep({key: known[key].endpoint.zone for key in members})
         self.learned.caches.keep(members)
+        self.learned.calibration.keep(members)
         self.transport.keep(member.endpoint for member in self.fleet.snapshot.members.values())
 
     def _link_changed(self, endpoint: Endpoint, state: LinkState) -> None:

@@ -1,4 +1,4 @@
-"""The mesh that faults are done to: Consul, a router and vLLM servers, each a process of its own on this machine."""
+"""A mesh on this machine: Consul, routers and vLLM servers, each a process of its own."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
@@ -25,26 +25,35 @@ _ZONE = "zone-a"
 
 @dataclass(frozen=True)
 class ServerKind:
-    """How the servers are started: the model's folder, more flags, more environment variables."""
+    """How the servers are started: the model's folder, more flags, more environment variables.
+
+    `cuttable`: behind a proxy whose connections can be cut, which costs every message a hop through this process.
+    `gpus`: server number n has the GPU n modulo so many to itself or shared; 0: all see what this process sees.
+    """
 
     model: Path
     flags: tuple[str, ...] = ()
     environment: Mapping[str, str] | None = None
+    cuttable: bool = True
+    gpus: int = 0
 
 
 class Server:
     """A vLLM server, started again by us when it ended: a supervisor's part."""
 
-    def __init__(self, name: str, consul: str, kind: ServerKind, folder: Path) -> None:
+    def __init__(self, name: str, consul: str, kind: ServerKind, folder: Path, number: int = 0) -> None:
         self.name = name
         port, front = free_ports(2)
         self.proxy = Cuttable(front, port)
+        if not kind.cuttable:
+            front = port
+        own = {"CUDA_VISIBLE_DEVICES": str(number % kind.gpus)} if kind.gpus else {}
         self._command = [
             *(sys.executable, "-m", "model_server", "--engine", "vllm", "--model", str(kind.model)),
             *("--server-id", name, "--listen-port", str(port), "--advertise-address", f"127.0.0.1:{front}"),
             *("--consul-address", consul, "--zone", _ZONE, *kind.flags),
         ]
-        self._environment = {**os.environ, **(kind.environment or {})}
+        self._environment = {**os.environ, **own, **(kind.environment or {})}
         self._log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -98,10 +107,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Mesh:
-    """A running mesh."""
+    """A running mesh. `channel` is to the first router; `routers` are the addresses of all, by name."""
 
     channel: grpc.aio.Channel
     servers: Mapping[str, Server]
+    routers: Mapping[str, str] = field(default_factory=dict)
 
     async def usable(self) -> frozenset[str]:
         """The servers that the router would choose. None while it does not answer."""
@@ -129,8 +139,13 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running(kind: ServerKind, names: Sequence[str], folder: Path) -> AsyncIterator[Mesh]:
-    """A mesh, its servers perhaps still loading; ended when the block ends. Logs go to the folder."""
+async def running(
+    kind: ServerKind, names: Sequence[str], folder: Path, routers: Mapping[str, Sequence[str]] | None = None
+) -> AsyncIterator[Mesh]:
+    """A mesh, its servers perhaps still loading; ended when the block ends. Logs go to the folder.
+
+    `routers`: their flags by name; by default there is one, `router`.
+    """
     async with AsyncExitStack() as held:
         (plan,) = plan_agents(find_consul(ROOT), (_ZONE,))
         agent = ConsulAgent(plan, folder / "consul.log")
@@ -138,21 +153,28 @@ async def running(kind: ServerKind, names: Sequence[str], folder: Path) -> Async
         held.callback(stop_all, [agent])
         await ready([agent])
         consul = agent.config.http_address
-        servers = {name: Server(name, consul, kind, folder) for name in names}
+        servers = {name: Server(name, consul, kind, folder, number) for number, name in enumerate(names)}
         for server in servers.values():
-            await held.enter_async_context(server.proxy.serving())
+            if kind.cuttable:
+                await held.enter_async_context(server.proxy.serving())
             server.start()
             held.callback(server.stop)
         for server in servers.values():
             held.callback(server.terminate)  # all at once, before each is waited for
-        (port,) = free_ports(1)
-        command = [
-            *(sys.executable, "-m", "router", "--zone", _ZONE, "--listen-port", str(port), "--metrics-port", "-1"),
-            *("--consul-address", consul),
-        ]
-        with (folder / "router.log").open("wb") as log:
-            router = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)  # noqa: ASYNC220 - at once
-        held.callback(router.wait)
-        held.callback(router.terminate)
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=client_options())
-        yield Mesh(await held.enter_async_context(channel), servers)
+        addresses: dict[str, str] = {}
+        for name, flags in (routers or {"router": ()}).items():
+            (port,) = free_ports(1)
+            command = [
+                *(sys.executable, "-m", "router", "--zone", _ZONE, "--listen-port", str(port), "--metrics-port", "-1"),
+                *("--router-id", name, "--consul-address", consul, *flags),
+            ]
+            with (folder / f"{name}.log").open("wb") as log:
+                router = subprocess.Popen(  # noqa: ASYNC220 - at once
+                    command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                )
+            held.callback(router.wait)
+            held.callback(router.terminate)
+            addresses[name] = f"127.0.0.1:{port}"
+        first = next(iter(addresses.values()))
+        channel = grpc.aio.insecure_channel(first, options=client_options())
+        yield Mesh(await held.enter_async_context(channel), servers, addresses)

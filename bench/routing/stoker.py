@@ -15,6 +15,7 @@ from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Load
 from router.admission import AdmissionRules
 from router.caches import Caches
+from router.calibration import Calibration
 from router.ejection import Breakers, EjectionRules
 from router.learned import Learned
 from router.ledger import NOTHING, Booking, Key, Ledger
@@ -47,6 +48,7 @@ class StokerProcess:
             caches=Caches(Sessions(100_000)),
             sizing=Sizing(),
             ways=Ways(),
+            calibration=Calibration(clock),
         )
         self._rooms = Rooms(RoomRules(), self.learned.ledger, clock)
         self._policy = Policy(mesh.workload.home, Rates())

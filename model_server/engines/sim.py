@@ -242,6 +242,8 @@ class SimEngine:
         self._step = None
         self._steps += 1
         for stream in self._scheduler.apply(step):
+            if stream.prefill_ms is None:
+                stream.prefill_ms = (self._due - stream.arrived_at) * 1000 - (stream.queue_ms or 0.0)
             stream.advance()
             if stream.finished:
                 self._forget(stream)

@@ -45,6 +45,7 @@ class SimStream(Sequence):
         "_waiter",
         "arrived_at",
         "finished",
+        "prefill_ms",
         "queue_ms",
     )
 
@@ -60,6 +61,8 @@ class SimStream(Sequence):
         self.arrived_at = now
         # How long it waited to run for the first time; None before that.
         self.queue_ms: float | None = None
+        # From there to its first token.
+        self.prefill_ms: float | None = None
         self.finished = False
         emitted, prompt = request.emitted_token_ids, request.prompt_token_ids
         replays = request.resume_mode is ResumeMode.REPLAY
@@ -101,7 +104,8 @@ class SimStream(Sequence):
     def advance(self) -> None:
         """Draw the next token; the reader gets it, or with it all that stream_interval held back."""
         if self._opening is not None:
-            self._outbox.append(self._opening._replace(cached_tokens=self._cached_tokens, queue_ms=self.queue_ms))
+            began = {"queue_ms": self.queue_ms, "prefill_ms": self.prefill_ms}
+            self._outbox.append(self._opening._replace(cached_tokens=self._cached_tokens, **began))
             self._opening = None
         place = self._produced
         forced = self._forced
@@ -185,7 +189,16 @@ class SimStream(Sequence):
             logprobs = tuple(self._unsent_logprobs)
             self._unsent_logprobs.clear()
         output = EngineOutput(
-            new_text, token_ids, logprobs, (), reason, stop_string, stop_token_id, self._cached_tokens, self.queue_ms
+            new_text,
+            token_ids,
+            logprobs,
+            (),
+            reason,
+            stop_string,
+            stop_token_id,
+            self._cached_tokens,
+            self.queue_ms,
+            self.prefill_ms,
         )
         self._outbox.append(output)
         self._wake()

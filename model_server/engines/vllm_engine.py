@@ -149,7 +149,9 @@ class VllmEngine:
                     # vLLM counts the emitted ids as cached too, where it finds them.
                     told = output._replace(cached_tokens=min(output.cached_tokens, prompt_tokens))
                     if opening is not None:
-                        yield opening._replace(cached_tokens=told.cached_tokens, queue_ms=told.queue_ms)
+                        yield opening._replace(
+                            cached_tokens=told.cached_tokens, queue_ms=told.queue_ms, prefill_ms=told.prefill_ms
+                        )
                         opening = None
                         left = 0
                     left -= len(told.token_ids)

@@ -46,6 +46,7 @@ def engine_output(output: Any, request: EngineRequest) -> EngineOutput:
         stop_token_id=stop_token_id,
         cached_tokens=output.num_cached_tokens or 0,
         queue_ms=_queue_ms(output.metrics),
+        prefill_ms=_prefill_ms(output.metrics),
     )
 
 
@@ -53,6 +54,12 @@ def _queue_ms(stats: Any) -> float | None:
     """From the engine core's receiving the request to its first being scheduled; None while that is to come."""
     queued, scheduled = getattr(stats, "queued_ts", 0.0), getattr(stats, "scheduled_ts", 0.0)
     return max(scheduled - queued, 0.0) * 1000.0 if queued and scheduled else None
+
+
+def _prefill_ms(stats: Any) -> float | None:
+    """From the sequence's first being scheduled to its first token, by the engine core's clock."""
+    scheduled, first = getattr(stats, "scheduled_ts", 0.0), getattr(stats, "first_token_ts", 0.0)
+    return max(first - scheduled, 0.0) * 1000.0 if scheduled and first else None
 
 
 def _finish_reason(reason: str) -> inference_pb2.FinishReason.ValueType:

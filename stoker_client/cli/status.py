@@ -18,6 +18,8 @@ from stoker_client.config import ClientSettings
 from stoker_client.errors import StokerError
 from stoker_client.mesh.state import MeshState, Phase
 
+# A prediction that is off by more makes for bad picks; docs/operations.md says what to look at.
+RIGHT_WITHIN = 0.25
 STYLES = {"alive": "green", "probing": "yellow", "ejected": "red", "passing": "green", "up": "green", "hot": "green"}
 
 
@@ -98,7 +100,11 @@ def _endpoint_row(seen: router_pb2.EndpointStatus) -> tuple[str, ...]:
     breaker = styled(word(router_pb2.Breaker.DESCRIPTOR, "BREAKER", seen.breaker))
     if seen.HasField("ejected_for"):
         breaker += f" for {seen.ejected_for.ToMilliseconds() / 1000:.0f} s"
-    models = "\n".join(f"{escape(model.name)} {styled(residency(model))}" for model in seen.endpoint.models)
+    calibration = {each.model: each for each in seen.calibration}
+    models = "\n".join(
+        f"{escape(model.name)} {styled(residency(model))}{_predicted(calibration.get(model.name))}"
+        for model in seen.endpoint.models
+    )
     if seen.excluded_by:
         models += f"\n[yellow]not chosen: {escape(seen.excluded_by)}[/]"
     return (
@@ -113,6 +119,15 @@ def _endpoint_row(seen: router_pb2.EndpointStatus) -> tuple[str, ...]:
         str(seen.in_flight),
         models,
     )
+
+
+def _predicted(calibration: router_pb2.Calibration | None) -> str:
+    """How far the predicted time to first token was off there, of late: the median either way, and which way."""
+    if calibration is None:
+        return ""
+    style = "dim" if calibration.error <= RIGHT_WITHIN else "yellow"
+    off = f"first token off by {calibration.error:.0%} ({calibration.bias:+.0%}), of {calibration.requests}"
+    return f" [{style}]{off}[/]"
 
 
 def residency(model: endpoint_pb2.Model) -> str:

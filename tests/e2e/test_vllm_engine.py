@@ -179,7 +179,8 @@ async def test_a_real_answer(run: Runner) -> None:
     assert len(ids_of(outputs)) == 12
     assert outputs[-1].finish_reason == inference_pb2.FINISH_REASON_LENGTH
     assert all(output.finish_reason == inference_pb2.FINISH_REASON_UNSPECIFIED for output in outputs[:-1])
-    assert outputs[0].queue_ms is not None
+    assert outputs[0].queue_ms is not None and outputs[0].prefill_ms is not None
+    assert outputs[0].prefill_ms > 0.0
 
 
 async def test_every_kind_that_is_warmed_up_is_one_that_it_takes(run: Runner) -> None:

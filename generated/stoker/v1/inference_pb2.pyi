@@ -580,6 +580,7 @@ class Timings(_message.Message):
     TTFT_FIELD_NUMBER: _builtins.int
     ITL_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
         """Waiting for the engine to begin."""
@@ -600,6 +601,10 @@ class Timings(_message.Message):
     def total(self) -> _duration_pb2.Duration:
         """From the request's arrival to its end."""
 
+    @_builtins.property
+    def prefill(self) -> _duration_pb2.Duration:
+        """Computing the prompt: from the engine's beginning on it to its first token; absent where the engine cannot tell."""
+
     def __init__(
         self,
         *,
@@ -608,10 +613,11 @@ class Timings(_message.Message):
         ttft: _duration_pb2.Duration | None = ...,
         itl: _duration_pb2.Duration | None = ...,
         total: _duration_pb2.Duration | None = ...,
+        prefill: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "load", b"load", "queue", b"queue", "total", b"total", "ttft", b"ttft"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "load", b"load", "prefill", b"prefill", "queue", b"queue", "total", b"total", "ttft", b"ttft"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "load", b"load", "queue", b"queue", "total", b"total", "ttft", b"ttft"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "load", b"load", "prefill", b"prefill", "queue", b"queue", "total", b"total", "ttft", b"ttft"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -631,6 +637,8 @@ class Attempt(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     RESUME_MODE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PICK_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server."""
     zone: _builtins.str
@@ -649,6 +657,14 @@ class Attempt(_message.Message):
     def duration(self) -> _duration_pb2.Duration:
         """How long it took."""
 
+    @_builtins.property
+    def pick(self) -> _pick_pb2.Pick:
+        """Why the server was chosen, and what was expected of it."""
+
+    @_builtins.property
+    def first_token(self) -> _duration_pb2.Duration:
+        """From the attempt's beginning to its first token, as the router saw it; absent before that."""
+
     def __init__(
         self,
         *,
@@ -660,10 +676,12 @@ class Attempt(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         resume_mode: _endpoint_pb2.ResumeMode.ValueType = ...,
         tokens: _builtins.int = ...,
+        pick: _pick_pb2.Pick | None = ...,
+        first_token: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "first_token", b"first_token", "pick", b"pick"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "duration", b"duration", "epoch", b"epoch", "reason", b"reason", "resume_mode", b"resume_mode", "server", b"server", "tokens", b"tokens", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "duration", b"duration", "epoch", b"epoch", "first_token", b"first_token", "pick", b"pick", "reason", b"reason", "resume_mode", b"resume_mode", "server", b"server", "tokens", b"tokens", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

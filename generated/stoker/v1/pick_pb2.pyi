@@ -26,12 +26,15 @@ class Pick(_message.Message):
     COST_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The term that decided, `cached prefix`, `shortest queue`, `only candidate`, and the like."""
     candidates: _builtins.int
     """How many servers could have been chosen."""
     cached_tokens: _builtins.int
     """How many of the prompt's tokens were expected in that server's cache."""
+    first_token_ms: _builtins.float
+    """The time until the first token that was expected there: what of the cost lies before it, and the way back."""
     @_builtins.property
     def cost(self) -> Global___Cost:
         """The expected cost of the server that was chosen."""
@@ -43,10 +46,11 @@ class Pick(_message.Message):
         cost: Global___Cost | None = ...,
         candidates: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        first_token_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "candidates", b"candidates", "cost", b"cost", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "candidates", b"candidates", "cost", b"cost", "first_token_ms", b"first_token_ms", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

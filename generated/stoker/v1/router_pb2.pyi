@@ -492,6 +492,7 @@ class EndpointStatus(_message.Message):
     EXCLUDED_BY_FIELD_NUMBER: _builtins.int
     BREAKER_CAUSE_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     catalog_state: Global___CatalogState.ValueType
     """What the catalog says of it."""
     breaker: Global___Breaker.ValueType
@@ -518,6 +519,10 @@ class EndpointStatus(_message.Message):
     def ejected_for(self) -> _duration_pb2.Duration:
         """When the breaker lets a probe through; absent unless it is ejected."""
 
+    @_builtins.property
+    def calibration(self) -> _containers.RepeatedCompositeFieldContainer[Global___Calibration]:
+        """How far this router's predictions were off there of late, one for each model that it asked there."""
+
     def __init__(
         self,
         *,
@@ -530,11 +535,88 @@ class EndpointStatus(_message.Message):
         excluded_by: _builtins.str = ...,
         breaker_cause: _builtins.str = ...,
         share: _builtins.float = ...,
+        calibration: _abc.Iterable[Global___Calibration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ejected_for", b"ejected_for", "endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_prompt_tokens", b"booked_prompt_tokens", "breaker", b"breaker", "breaker_cause", b"breaker_cause", "catalog_state", b"catalog_state", "ejected_for", b"ejected_for", "endpoint", b"endpoint", "excluded_by", b"excluded_by", "in_flight", b"in_flight", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["booked_prompt_tokens", b"booked_prompt_tokens", "breaker", b"breaker", "breaker_cause", b"breaker_cause", "calibration", b"calibration", "catalog_state", b"catalog_state", "ejected_for", b"ejected_for", "endpoint", b"endpoint", "excluded_by", b"excluded_by", "in_flight", b"in_flight", "share", b"share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndpointStatus: _TypeAlias = EndpointStatus  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """How far the predicted time to the first token was from the actual one, over the latest requests of a model on a server.
+    A router of several processes answers with one of them, which knows of its own requests.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    BIAS_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    requests: _builtins.int
+    """How many requests this is about."""
+    error: _builtins.float
+    """How far off, either way, as a share of the actual time: the median."""
+    bias: _builtins.float
+    """Which way: the median of the difference as a share of the actual time. Above 0: predicted too late."""
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___CalibrationTerm]:
+        """By term, where the server can tell: what was predicted and what was."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        error: _builtins.float = ...,
+        bias: _builtins.float = ...,
+        terms: _abc.Iterable[Global___CalibrationTerm] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "error", b"error", "model", b"model", "requests", b"requests", "terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
+
+@_typing.final
+class CalibrationTerm(_message.Message):
+    """One term of the time to the first token: medians over the same requests, in milliseconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    PREDICTED_MS_FIELD_NUMBER: _builtins.int
+    ACTUAL_MS_FIELD_NUMBER: _builtins.int
+    OFF_MS_FIELD_NUMBER: _builtins.int
+    term: _builtins.str
+    """`ready`, `queue`, `prefill`, or `rest`: the ways, and whatever no term speaks of."""
+    predicted_ms: _builtins.float
+    """What was predicted."""
+    actual_ms: _builtins.float
+    """What was."""
+    off_ms: _builtins.float
+    """How far off, either way."""
+    def __init__(
+        self,
+        *,
+        term: _builtins.str = ...,
+        predicted_ms: _builtins.float = ...,
+        actual_ms: _builtins.float = ...,
+        off_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actual_ms", b"actual_ms", "off_ms", b"off_ms", "predicted_ms", b"predicted_ms", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrationTerm: _TypeAlias = CalibrationTerm  # noqa: Y015

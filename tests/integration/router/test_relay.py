@@ -77,6 +77,11 @@ async def test_status_explain_and_models_tell_what_the_router_sees() -> None:
         assert first.breaker == router_pb2.BREAKER_ALIVE
         assert first.endpoint.models[0].name == MODEL
         assert status.zones[0].HasField("catalog_age")
+        # Whoever answered has a prediction to be held against; nobody else.
+        told = [each.calibration for zone in status.zones for each in zone.endpoints if each.calibration]
+        ((calibration,),) = told
+        assert (calibration.model, calibration.requests) == (MODEL, 1)
+        assert [term.term for term in calibration.terms] == ["ready", "queue", "prefill", "rest"]
 
         explained = await asked.Explain(router_pb2.ExplainRequest(generation=generation(max_tokens=10)))
         assert len(explained.candidates) == 4

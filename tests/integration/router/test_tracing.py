@@ -42,4 +42,9 @@ async def test_the_spans_of_client_router_server_and_engine_hang_together() -> N
         assert parent.span_id == context.span_id, f"{below} is not below {above}"
     attempt = by_name["router.attempt"].attributes or {}
     assert (attempt["stoker.server"], attempt["stoker.pick"]) == ("zone-a-0", "only candidate")
+    costs = {name.removeprefix("stoker.cost.") for name in attempt if name.startswith("stoker.cost.")}
+    assert {"ready_ms", "queue_ms", "prefill_ms", "decode_ms", "zone_ms", "total_ms"} <= costs
+    for which in ("expected", "actual"):
+        time_ms = attempt[f"stoker.first_token_ms.{which}"]
+        assert isinstance(time_ms, float) and time_ms > 0, which
     assert "secret" not in "".join(span.to_json() for span in by_name.values())

@@ -119,7 +119,7 @@ class Served:
 
 
 async def two_tokens(request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
-    yield EngineOutput("a", (1,), cached_tokens=2, queue_ms=4.0)
+    yield EngineOutput("a", (1,), cached_tokens=2, queue_ms=4.0, prefill_ms=7.0)
     yield EngineOutput("b", (2,), finish_reason=LENGTH)
 
 
@@ -145,6 +145,7 @@ async def test_first_and_last_part_tell_what_they_should() -> None:
     assert first.started.model == "sim-model@2"
     assert len(first.started.request_id) == 32
     assert last.finished.timings.queue.ToMilliseconds() == 4
+    assert last.finished.timings.prefill.ToMilliseconds() == 7
     assert served.clean and served.outcome("OK") == 1.0
 
 

@@ -12,6 +12,7 @@ from discovery.endpoint import Endpoint, Load
 from router.admission import Admission, AdmissionRules, Ask
 from router.admission_metrics import AdmissionMetrics
 from router.caches import Caches
+from router.calibration import Calibration
 from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.learned import Learned
@@ -39,7 +40,9 @@ class Bench:
     def __init__(self, *endpoints: Endpoint, queue_length: int = 8, hold_s: float = 5.0) -> None:
         self.clock = FakeClock()
         breakers = Breakers(EjectionRules(), self.clock, random.Random(1))
-        self.learned = Learned(Ledger(self.clock), breakers, Caches(Sessions(10)), Sizing(), Ways())
+        self.learned = Learned(
+            Ledger(self.clock), breakers, Caches(Sessions(10)), Sizing(), Ways(), Calibration(self.clock)
+        )
         self.fleet = Fleet(self.learned.ledger, lambda members: None)
         self.registry = CollectorRegistry()
         self.admission = Admission(

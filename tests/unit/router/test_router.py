@@ -17,6 +17,7 @@ from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.caches import Caches
+from router.calibration import Calibration
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
@@ -167,8 +168,8 @@ class Scripted:
 class Bench:
     """A router over a scripted transport, and all it remembers."""
 
-    def __init__(self, transport: Scripted, *endpoints: Endpoint) -> None:
-        self.clock = FakeClock()
+    def __init__(self, transport: Scripted, *endpoints: Endpoint, clock: FakeClock | None = None) -> None:
+        self.clock = clock or FakeClock()
         self.transport = transport
         self.learned = Learned(
             Ledger(self.clock),
@@ -176,6 +177,7 @@ class Bench:
             Caches(Sessions(10)),
             Sizing(),
             Ways(),
+            Calibration(self.clock),
         )
         self.fleet = Fleet(self.learned.ledger, lambda members: None)
         self.fleet.publish(view(endpoints) if endpoints else CatalogView())
@@ -247,6 +249,56 @@ async def test_relays_an_answer_and_says_why_its_server_was_chosen() -> None:
     assert [(each.server, each.code, each.tokens) for each in response.finished.attempts] == [("a-1", 0, 2)]
     assert bench.requests("ok") == 1
     bench.assert_nothing_in_flight()
+
+
+class Timed(Scripted):
+    """Each server's first token takes 250 ms; it says where 240 of them went."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    async def attempt(
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
+    ) -> AsyncGenerator[Part, None]:
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+            async for part in parts:
+                if part.message.HasField("started"):
+                    self._clock.advance(0.25)
+                if part.message.HasField("finished"):
+                    part.message.finished.timings.queue.FromMilliseconds(40)
+                    part.message.finished.timings.prefill.FromMilliseconds(200)
+                    part = Part(part.message.SerializeToString(), part.message)
+                yield part
+
+
+async def test_the_last_part_says_why_the_server_was_chosen_and_how_long_its_first_token_took() -> None:
+    clock = FakeClock()
+    bench = Bench(Timed(clock), A1, B1, clock=clock)
+    (attempt,) = (await bench.ask()).finished.attempts
+    assert attempt.pick.reason == "nearest zone"
+    assert attempt.pick.first_token_ms == attempt.pick.cost.prefill_ms > 0
+    assert attempt.first_token.ToMilliseconds() == 250
+
+
+async def test_what_was_predicted_is_held_against_what_came_by_server_and_term() -> None:
+    clock = FakeClock()
+    bench = Bench(Timed(clock), A1, clock=clock)
+    (attempt,) = (await bench.ask()).finished.attempts
+    (figures,) = bench.learned.calibration.figures(key(A1))
+    predicted_ms = attempt.pick.first_token_ms
+    assert figures.error == pytest.approx(abs(predicted_ms - 250) / 250)
+    assert figures.terms["queue"] == pytest.approx((0, 40, 40))
+    assert figures.terms["prefill"][:2] == pytest.approx((predicted_ms, 200))
+    assert figures.terms["rest"][:2] == pytest.approx((0, 10))
+    labels = {"term": "prefill", "kind": "off"}
+    off = bench.registry.get_sample_value("stoker_router_ttft_term_ms_total", labels)
+    assert off == pytest.approx(abs(predicted_ms - 200))
 
 
 @pytest.mark.parametrize("kind", [Fault.LINK, Fault.SERVER, Fault.BUSY])

@@ -109,12 +109,17 @@ async def test_waiting_for_a_place_is_told() -> None:
     async def all_of_them() -> list[list[EngineOutput]]:
         return await asyncio.gather(*(_whole(engine, request) for request in requests))
 
-    waits = [outputs[0].queue_ms for outputs in await clock.run(all_of_them())]
+    firsts = [outputs[0] for outputs in await clock.run(all_of_them())]
+    waits = [first.queue_ms for first in firsts]
     assert waits[0] == 0
     # The second to fourth came while the first step was under way; the fifth waited for a place.
     assert waits[1:4] == [pytest.approx(20)] * 3
     assert waits[4] is not None
     assert waits[4] > 40
+    # Each then took one step to its first token: the second to fourth one of three prompts beside a stream.
+    prefills = [first.prefill_ms for first in firsts]
+    assert prefills[0] == pytest.approx(20)
+    assert prefills[1:4] == [pytest.approx(41)] * 3
 
 
 async def test_idle_it_has_no_timer_and_no_task() -> None:

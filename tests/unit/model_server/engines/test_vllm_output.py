@@ -107,10 +107,13 @@ def test_prompt_ids_of_ones_own_are_told_beside() -> None:
     ]
 
 
-def test_queueing_is_told_once_it_is_over() -> None:
+def test_queueing_and_the_prompts_computing_are_told_once_they_are_over() -> None:
     output = vllm_output()
     assert engine_output(output, request()).queue_ms is None
     output.metrics = SimpleNamespace(queued_ts=10.0, scheduled_ts=0.0)
     assert engine_output(output, request()).queue_ms is None
     output.metrics = SimpleNamespace(queued_ts=10.0, scheduled_ts=10.25)
     assert engine_output(output, request()).queue_ms == pytest.approx(250.0)
+    assert engine_output(output, request()).prefill_ms is None
+    output.metrics = SimpleNamespace(queued_ts=10.0, scheduled_ts=10.25, first_token_ts=10.75)
+    assert engine_output(output, request()).prefill_ms == pytest.approx(500.0)
