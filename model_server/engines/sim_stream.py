@@ -104,8 +104,11 @@ class SimStream(Sequence):
     def advance(self) -> None:
         """Draw the next token; the reader gets it, or with it all that stream_interval held back."""
         if self._opening is not None:
-            began = {"queue_ms": self.queue_ms, "prefill_ms": self.prefill_ms}
-            self._outbox.append(self._opening._replace(cached_tokens=self._cached_tokens, **began))
+            self._outbox.append(
+                self._opening._replace(
+                    cached_tokens=self._cached_tokens, queue_ms=self.queue_ms, prefill_ms=self.prefill_ms
+                )
+            )
             self._opening = None
         place = self._produced
         forced = self._forced
