@@ -173,7 +173,7 @@ class ModelServer:
 
     async def _listen(self) -> None:
         """Serve gRPC, now that the engines can say what they are."""
-        direct, keys = DirectStreams(), TicketKeys.parse(self.settings.ticket_key.get_secret_value())
+        direct, keys = DirectStreams(self._clock), TicketKeys.parse(self.settings.ticket_key.get_secret_value())
         generator = Generator(
             models=self.models,
             metrics=self.metrics,

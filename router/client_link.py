@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import grpc
 import grpc.aio
+from prometheus_client import CollectorRegistry, Gauge
 
 from discovery.messages import seconds
 from router.entry import Entry
@@ -31,10 +32,17 @@ SERVICE = "stoker.v1.WorkerLinkService"
 class ClientLinks:
     """All clients that are attached to this router."""
 
-    def __init__(self, entry: Entry, clock: Clock) -> None:
+    def __init__(self, entry: Entry, clock: Clock, registry: CollectorRegistry) -> None:
         self._entry = entry
         self._clock = clock
         self._links: set[ClientLink] = set()
+        self._count = Gauge(
+            # Of several processes, the sum of those that live.
+            "stoker_router_client_links",
+            "Clients that are attached: those with several streams at once.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self._leaving = False
 
     @property
@@ -59,7 +67,8 @@ class ClientLinks:
             link = ClientLink(context, self._entry, self._clock)
             self._links.add(link)
             try:
-                await link.run()
+                with self._count.track_inprogress():
+                    await link.run()
             finally:
                 self._links.discard(link)
 

@@ -1,18 +1,20 @@
 """Off the path of tokens: picks and reserves as for a relayed request, and tells the client where to stream from."""
 
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from discovery.endpoint import Endpoint
+from router.accounting import failing, over
 from router.dispatch import Dispatch
 from router.errors import EndpointError
 from router.flight import Flight
 from router.learned import Learned
 from router.messages import pick
+from router.metrics import RouterMetrics
 from router.reservations import Reservation, Reservations
 from router.router import Router
 from stoker.v1 import endpoint_pb2, generation_pb2, router_pb2
@@ -72,6 +74,7 @@ class Direct:
         learned: Learned,
         reservations: Reservations,
         tickets: Tickets,
+        metrics: RouterMetrics,
         traces: Tracing,
         clock: Clock,
         new_id: Callable[[], bytes] = lambda: secrets.token_bytes(16),
@@ -80,6 +83,7 @@ class Direct:
         self._learned = learned
         self._reservations = reservations
         self._tickets = tickets
+        self._metrics = metrics
         self._traces = traces
         self._clock = clock
         self._new_id = new_id
@@ -88,6 +92,7 @@ class Direct:
         self,
         generation: generation_pb2.Generation,
         servers_tried: Sequence[str],
+        servers_unreached: Sequence[str],
         lost: Sequence[router_pb2.LostStream],
         deadline_s: float | None,
         parent: Context,
@@ -99,7 +104,10 @@ class Direct:
         flight = Flight(generation.request_id, self._clock)
         about = {"stoker.request_id": flight.request_id, "stoker.model": generation.model}
         with self._traces.span("router.route", parent=parent, kind=SpanKind.SERVER, attributes=about):
-            request, chosen, asked = await self._router.pick(generation, flight, servers_tried, failure, deadline_s)
+            with self._refused(flight):
+                request, chosen, asked = await self._router.pick(
+                    generation, flight, servers_tried, servers_unreached, failure, deadline_s
+                )
             # Nothing waits from here on: what is booked is held.
             endpoint = chosen.candidate.holder.member.endpoint
             stack = ExitStack()
@@ -122,6 +130,16 @@ class Direct:
         )
         response.expires_at.FromNanoseconds(int(ends_s * 1e9))
         return response
+
+    @contextmanager
+    def _refused(self, flight: Flight) -> Iterator[None]:
+        """Around what leads to a reservation: who gets none is told of as any request that failed."""
+        try:
+            with failing(flight):
+                yield
+        except BaseException:
+            over(flight, self._metrics, direct="refused")
+            raise
 
     def release(self, lost: router_pb2.LostStream) -> EndpointError | None:
         """Give a reservation back. What its end says of its server, None if it was not held any more."""

@@ -47,8 +47,8 @@ class Dispatch:
         self._learned.breakers.dispatched(self._member.key)
         return self
 
-    def received(self, part: Part) -> bool:
-        """A part came. Whether it is the one that tells how the generation started. Runs once a token."""
+    def received(self, part: Part, ago_s: float = 0.0) -> bool:
+        """A part came, so long ago. Whether it is the one that tells how the generation started. Runs once a token."""
         first = not part.plain and part.message.HasField("started")
         if first:
             self._began(part.message.started)
@@ -56,17 +56,17 @@ class Dispatch:
             self._started = True
             self._booking.first_token()
             self._expected.close()
-            self._answered()
+            self._answered(ago_s)
         self._flight.received(part)
         return first
 
-    def finished(self, message: inference_pb2.GenerateStreamResponse) -> None:
-        """The last part came."""
+    def finished(self, message: inference_pb2.GenerateStreamResponse, ago_s: float = 0.0) -> None:
+        """The last part came, so long ago."""
         self._finished = True
         finished, key = message.finished, self._member.key
         self._learned.breakers.succeeded(key, self._try.began_s)
         self._learned.sizing.observe_output(self._generation, finished.usage.completion_tokens)
-        took_s = self._flight.clock() - self._try.began_s
+        took_s = self._flight.clock() - ago_s - self._try.began_s
         self._learned.services.observe(self._request.model, took_s, self._try.tokens)
         conversation = self._flight.prompt_tokens + finished.usage.completion_tokens
         self._learned.caches.left(key, self._request, conversation)
@@ -100,11 +100,11 @@ class Dispatch:
         elif not self._finished:
             breakers.undecided(key, self._try.began_s)
 
-    def _answered(self) -> None:
+    def _answered(self, ago_s: float) -> None:
         breakers, key, since_s = self._learned.breakers, self._member.key, self._try.began_s
         breakers.answered(key, since_s)
         if self._try.resume_mode != endpoint_pb2.RESUME_MODE_REPLAY:  # a replay decodes before it says anything
-            took_ms = (self._flight.clock() - since_s) * 1e3
+            took_ms = (self._flight.clock() - ago_s - since_s) * 1e3
             breakers.timed(key, took_ms, self._cost.total_ms - self._cost.decode_ms, since_s)
             self._try.waited_ms = took_ms
             self._flight.waited_ms, self._flight.predicted_ms = took_ms, self._try.predicted_ms
@@ -116,7 +116,8 @@ class Dispatch:
         self._flight.prompt_tokens = started.prompt_tokens
         self._flight.cached_tokens = started.cached_tokens
         # The request's length was an estimate: what counts is which part of it was expected.
-        expected = self._cost.cached_tokens * started.prompt_tokens // self._request.prompt_tokens
+        prompt_tokens = max(1, self._request.prompt_tokens - self._request.resumed_tokens)
+        expected = self._cost.cached_tokens * started.prompt_tokens // prompt_tokens
         self._flight.expected_cached_tokens = min(expected, started.prompt_tokens)
         self._learned.sizing.observe_prompt(self._generation, started.prompt_tokens)
         self._learned.caches.found(self._member.key, self._request, started.cached_tokens)

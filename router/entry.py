@@ -35,7 +35,9 @@ class Entry:
     ) -> router_pb2.RouteResponse:
         """Where the client is to stream from. Raises Refusal."""
         deadline_s = self._checked(request.generation, remaining_s)
-        return await self._direct.route(request.generation, request.servers_tried, request.lost, deadline_s, parent)
+        return await self._direct.route(
+            request.generation, request.servers_tried, request.servers_unreached, request.lost, deadline_s, parent
+        )
 
     def release(self, request: router_pb2.ReleaseRequest) -> None:
         """A client gives back what was reserved for it."""

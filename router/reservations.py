@@ -8,26 +8,25 @@ leaked.
 """
 
 import asyncio
-import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from discovery.endpoint import Endpoint
+from router.accounting import over
 from router.attempt import Part, Transport
 from router.dispatch import Dispatch
-from router.errors import BUSY, BUSY_REASONS, EndpointError, Fault, endpoint_error
+from router.errors import EndpointError, Fault, endpoint_error
 from router.flight import Flight
 from router.interrupt import Interrupt
 from router.ledger import Key
 from router.metrics import RouterMetrics
+from router.room import Rooms
 from stoker.v1 import inference_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.clock import Clock
 from stoker_common.refusal import Code, Refusal, unavailable
-
-log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 
@@ -80,12 +79,14 @@ class Reservations:
         metrics: RouterMetrics,
         counts: ReservationMetrics,
         transport: Transport,
+        rooms: Rooms,
     ) -> None:
         self._lease_s = lease_s
         self._clock = clock
         self._metrics = metrics
         self._counts = counts
         self._transport = transport
+        self._rooms = rooms
         self._held: dict[bytes, Reservation] = {}
 
     def __len__(self) -> int:
@@ -122,7 +123,8 @@ class Reservations:
                 self._failed(held, endpoint_error(refusal, endpoint, cut=False))
             return
         if news.part:
-            self._part(held, inference_pb2.GenerateStreamResponse.FromString(news.part))
+            ago_s = max(0.0, news.ago.ToNanoseconds() / 1e9)
+            self._part(held, inference_pb2.GenerateStreamResponse.FromString(news.part), ago_s)
         if news.last:
             self._settle(held, "ok")
 
@@ -132,20 +134,17 @@ class Reservations:
         held = self._held.get(lost.reservation)
         if held is None:
             return None
-        where = f"server {held.endpoint.server} at {held.endpoint.address} in {held.endpoint.zone}"
-        if lost.unreachable or lost.code in (0, Code.CANCELLED.value):
-            # The way between them may be cut, or was never there.
+        if lost.unreachable or lost.code in (0, Code.CANCELLED.value) or lost.reason.startswith("TICKET_"):
+            # The way between them may be cut, or was never there; the client was late, or its clock is wrong.
             self._settle(held, "released")
+            where = f"server {held.endpoint.server} at {held.endpoint.address} in {held.endpoint.zone}"
             text = f"{where} was not reached by its client: {lost.message}"
             return EndpointError(Fault.LINK, unavailable(text, reason="SERVER_UNREACHABLE"))
-        error = EndpointError(
-            Fault.SERVER, unavailable(f"{where} failed, says its client: {lost.message}", reason="SERVER_FAILED")
-        )
-        # A client may say any number.
+        # A client may say any number. The server's own word may come behind its client's: it says the same.
         code = next((each for each in Code if each.value == lost.code), Code.UNKNOWN)
-        if code in BUSY or lost.reason in BUSY_REASONS:
-            # The server's own word may come behind its client's.
-            error = EndpointError(Fault.BUSY, Refusal(code, lost.message, reason=lost.reason))
+        retry_after_s = lost.retry_after.ToNanoseconds() / 1e9 if lost.HasField("retry_after") else None
+        refusal = Refusal(code, lost.message, reason=lost.reason, retry_after_s=retry_after_s)
+        error = endpoint_error(refusal, held.endpoint, cut=False)
         self._failed(held, error)
         return error
 
@@ -160,22 +159,25 @@ class Reservations:
         for held in [each for each in self._held.values() if now_s > each.until_s]:
             self._settle(held, "expired")
 
-    def _part(self, held: Reservation, part: inference_pb2.GenerateStreamResponse) -> None:
-        flight = held.flight
+    def _part(self, held: Reservation, part: inference_pb2.GenerateStreamResponse, ago_s: float) -> None:
+        flight, at_s = held.flight, self._clock() - ago_s
         if part.HasField("started"):
+            if flight.first_token_s is not None:
+                return  # a router that attaches is told again
             # It tells of the first token, and of no other.
             part.deltas.add()
-            flight.first_token_s = flight.last_token_s = self._clock()
-        held.dispatch.received(Part(b"", part))
+            flight.first_token_s = flight.last_token_s = at_s
+        held.dispatch.received(Part(b"", part), ago_s)
         if part.HasField("finished"):
             flight.tokens = flight.tries[-1].tokens = part.finished.usage.completion_tokens
-            flight.last_token_s = self._clock()
-            held.dispatch.finished(part)
+            flight.last_token_s = at_s
+            held.dispatch.finished(part, ago_s)
 
     def _failed(self, held: Reservation, error: EndpointError) -> None:
         if held.interrupt.error is not None:
             error = EndpointError(Fault.MOVED, error.refusal)
         held.flight.outcome = error.refusal.code.name.lower()
+        self._rooms.refused(held.key, error.refusal)
         self._settle(held, "failed", error)
 
     def _settle(self, held: Reservation, how: str, error: EndpointError | None = None) -> None:
@@ -185,5 +187,4 @@ class Reservations:
         if how == "ok":
             held.flight.outcome = "ok"
         held.stack.__exit__(type(error) if error else None, error, None)
-        self._metrics.observe(held.flight)
-        log.info("request", extra={**held.flight.summary(), "direct": how})
+        over(held.flight, self._metrics, direct=how)

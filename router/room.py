@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from discovery.endpoint import Endpoint
 from router.ledger import NOTHING, Account, Key, Ledger
 from stoker_common.clock import Clock
+from stoker_common.refusal import Refusal
 
 # A server that says it is overloaded is believed for at least and at most so long, whatever it says.
 _LEAST_S, _MOST_S = 0.1, 5.0
@@ -51,9 +52,11 @@ class Rooms:
                 most = min(most, load.running)
         return streams >= most + self._rules.waiting_per_server
 
-    def overloaded(self, key: Key, retry_after_s: float | None) -> None:
-        """The server refused a request because too much waits there. It gets nothing until it is worth trying again."""
-        now_s = self._clock()
+    def refused(self, key: Key, refusal: Refusal) -> None:
+        """The server refused a request. If too much waits there, it gets nothing until it is worth trying again."""
+        if refusal.reason != "SERVER_OVERLOADED":
+            return
+        retry_after_s, now_s = refusal.retry_after_s, self._clock()
         self._overloaded = {known: until_s for known, until_s in self._overloaded.items() if until_s > now_s}
         self._overloaded[key] = now_s + min(max(retry_after_s or 0.0, _LEAST_S), _MOST_S)
 

@@ -1,6 +1,5 @@
 """The router's loop: admit, pick, attempt; when an endpoint fails go on with another; account for all of it."""
 
-import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -12,6 +11,7 @@ from opentelemetry.trace import SpanKind
 
 from discovery.endpoint import Endpoint, Residency
 from router import resume
+from router.accounting import failing, over
 from router.admission import Admission, Ask
 from router.attempt import Metadata, Transport
 from router.dispatch import Dispatch
@@ -39,9 +39,6 @@ from stoker_common.resuming import Mode
 from stoker_common.tickets import METADATA_KEY
 from stoker_common.tracing import Tracing, inject
 from stoker_common.transcript import Transcript
-
-log = logging.getLogger(__name__)
-
 
 # What lets a request of this router's in at a server that asks for it.
 WriteTicket = Callable[[generation_pb2.Generation, Endpoint], bytes]
@@ -188,11 +185,13 @@ class Router:
         generation: generation_pb2.Generation,
         flight: Flight,
         servers_tried: Collection[str],
+        unreached: Collection[str],
         failure: EndpointError | None,
         deadline_s: float | None,
     ) -> tuple[Request, Chosen, generation_pb2.Generation]:
-        """The server for a client that streams from it itself, and what to ask there: for a new request, for one that
-        failed before on `servers_tried` (`failure` is the last one), or for one that goes on. Raises Refusal.
+        """The server for a client that streams from it itself, and what is asked of it, as the policies see it and as
+        it is sent: for a new request, for one that failed before on `servers_tried` (`failure` is the last one;
+        `unreached` of them did nothing), or for one that goes on. Raises Refusal.
 
         Book it before the next await.
         """
@@ -202,14 +201,15 @@ class Router:
         if generation.HasField("resume"):
             flight.transcript = Transcript.of(generation.resume)
             tried |= self._avoided(generation.resume.servers_tried)
-            chosen, asked = await self._choose_resume(request, generation, flight, tried, set(), None, deadline_s)
+            request, chosen, asked = await self._choose_resume(
+                request, generation, flight, tried, set(), None, deadline_s
+            )
         else:
             ask = Ask(request, generation.priority, deadline_s, tried)
             if servers_tried and failure is None:
                 text = f"this client's attempts at {', '.join(servers_tried)} came to nothing"
                 failure = EndpointError(Fault.LINK, unavailable(text, reason="SERVER_FAILED"))
-            counted = len(servers_tried) if failure is not None else 0
-            ask = self._ask_anew(ask, tried, counted, failure)
+            ask = self._ask_anew(ask, tried, len(set(servers_tried).difference(unreached)), failure)
             first = await self._admission.admit(ask, partial(self.choose_hot, request, tried))
             if first is None:
                 raise self._nothing_left(request, failure)
@@ -232,7 +232,7 @@ class Router:
         # Not to be asked again while there are others, but no way to be ruled out: what was full, draining or in
         # maintenance, and what the stream was moved off by suspicion after it had got on there.
         willing_later: set[Key] = set()
-        asked, counted = generation, 0
+        priced, asked, counted = request, generation, 0
         failure: EndpointError | None = None
         if generation.HasField("resume"):
             # A client that lost its router goes on here.
@@ -240,7 +240,7 @@ class Router:
             tried = self._avoided(generation.resume.servers_tried)
         while True:
             if flight.transcript.started or generation.HasField("resume"):
-                chosen, asked = await self._choose_resume(
+                priced, chosen, asked = await self._choose_resume(
                     request, generation, flight, tried, willing_later, failure, deadline_s
                 )
             else:
@@ -261,7 +261,7 @@ class Router:
             key = chosen.candidate.holder.member.key
             tried.add(key)
             try:
-                async with aclosing(self._attempt(request, generation, asked, chosen, flight, deadline_s)) as parts:
+                async with aclosing(self._attempt(priced, generation, asked, chosen, flight, deadline_s)) as parts:
                     async for data in parts:
                         yield data
                 return
@@ -272,8 +272,7 @@ class Router:
                 willing_later.discard(key)  # it was busy before; what it is now counts
                 if error.fault is Fault.BUSY:
                     willing_later.add(key)
-                    if error.refusal.reason == "SERVER_OVERLOADED":
-                        self._admission.rooms.overloaded(key, error.refusal.retry_after_s)
+                    self._admission.rooms.refused(key, error.refusal)
                 elif error.fault is Fault.MOVED:
                     tried.discard(key)
                 elif error.suspicion and flight.tries[-1].tokens:
@@ -310,8 +309,9 @@ class Router:
         willing_later: set[Key],
         failure: EndpointError | None,
         deadline_s: float | None,
-    ) -> tuple[Chosen, generation_pb2.Generation]:
-        """The server to go on with a stream that broke, and what to ask it. Waits a while for one. Raises Refusal."""
+    ) -> tuple[Request, Chosen, generation_pb2.Generation]:
+        """The server to go on with a stream that broke, and what to ask it, as the policies see it and as it is sent.
+        Waits a while for one. Raises Refusal."""
         if not resume.wanted(generation):
             raise self._nothing_left(request, failure)
         transcript = flight.transcript
@@ -332,7 +332,7 @@ class Router:
             if chosen is not None:
                 key = chosen.candidate.holder.member.key
                 servers = [server for server, _ in tried]
-                return chosen, resume.continued(generation, transcript, modes[key], servers)
+                return rest, chosen, resume.continued(generation, transcript, modes[key], servers)
             if holders and not modes:
                 raise resume.impossible(f"no server has a mode of resuming that keeps what it asked for; {failure}")
             if self._clock() >= give_up_s:
@@ -448,14 +448,8 @@ class Router:
             self._traces.span("router.generate", parent=parent, kind=SpanKind.SERVER, attributes=about),
         ):
             try:
-                yield
+                with failing(flight):
+                    yield
                 flight.outcome = "ok"
-            except Refusal as refusal:
-                flight.outcome = refusal.code.name.lower()
-                raise
-            except Exception:
-                flight.outcome = "internal"
-                raise
             finally:
-                self._metrics.observe(flight)
-                log.info("request", extra=flight.summary())
+                over(flight, self._metrics)

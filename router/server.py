@@ -138,10 +138,11 @@ class RouterServer:
             metrics=metrics,
             counts=ReservationMetrics(self.registry),
             transport=world.transport,
+            rooms=self.admission.rooms,
         )
-        direct = Direct(self.router, self.learned, self.reservations, tickets, world.traces, world.clock)
+        direct = Direct(self.router, self.learned, self.reservations, tickets, metrics, world.traces, world.clock)
         self._entry = Entry(self.router, direct, world.clock)
-        self.client_links = ClientLinks(self._entry, world.clock)
+        self.client_links = ClientLinks(self._entry, world.clock, self.registry)
         self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
         self.report = Report(identity, self.router, self.fleet, self.learned)
         self._data_path = DataPath(self.fleet, world.transport, self._forget, rng=world.rng)

@@ -30,7 +30,7 @@ _CALLER = frozenset(
         Code.ALREADY_EXISTS,
     }
 )
-# Servers that one router is asked for in a row; then another router, or a pause.
+# Servers that one router is asked for in a row, beside those that do not connect; then another router, or a pause.
 _IN_A_ROW = 4
 _RELEASE_S = 1.0
 
@@ -74,9 +74,12 @@ class DirectRouters:
         self._servers = servers
         self.mode = mode
         self.tried: list[str] = []
+        # Of them, those that did not connect: a request that never got there was no attempt.
+        self.unreached: list[str] = []
         # What the next router asked is told of.
         self.lost_streams: list[router_pb2.LostStream] = []
         self._server_broke = False
+        self._asked_in_a_row = 0
 
     async def connected(self, within_s: float | None, avoid: str = "") -> AsyncGenerator["DirectWay", None]:
         """See `Routers`. A router whose server broke is given again, to be asked for another."""
@@ -84,7 +87,8 @@ class DirectRouters:
         async with aclosing(self._routers.connected(within_s, avoid)) as reached:
             async for router in reached:
                 way = DirectWay(router, self._servers, self)
-                for _ in range(_IN_A_ROW):
+                self._asked_in_a_row = 0
+                while self._asked_in_a_row < _IN_A_ROW:
                     self._server_broke = False
                     yield way
                     if not self._server_broke:
@@ -98,17 +102,14 @@ class DirectRouters:
     def server_broke(self, routed: router_pb2.RouteResponse, error: StokerError, *, unreachable: bool) -> None:
         """The server that was routed to came to nothing."""
         self._server_broke = True
-        if routed.server not in self.tried:
+        new = routed.server not in self.tried
+        if new:
             self.tried.append(routed.server)
-        self.lost_streams.append(
-            router_pb2.LostStream(
-                reservation=routed.reservation,
-                code=error.code.value,
-                message=error.message[:500],
-                unreachable=unreachable,
-                reason="" if error.reason == error.code.name else error.reason,
-            )
-        )
+        if unreachable and new:
+            self.unreached.append(routed.server)
+        else:
+            self._asked_in_a_row += 1
+        self.lost_streams.append(_lost(routed, error, unreachable=unreachable))
 
 
 class DirectWay:
@@ -172,7 +173,7 @@ class DirectWay:
             message = f"server {routed.server} at {routed.address} does not connect"
             error = StokerError(Code.UNAVAILABLE, message, reason="SERVER_UNREACHABLE")
             if self._asked.mode is Mode.AUTO and not self._servers.was_reached(routed.address):
-                await self._give_back(routed, message)
+                await self._give_back(routed, error)
                 raise _NoWay(error)
             self._asked.server_broke(routed, error, unreachable=True)
             raise error
@@ -193,13 +194,18 @@ class DirectWay:
             if not finished:
                 raise StokerError(Code.UNAVAILABLE, "the stream ended without its last part")
         except StokerError as error:
-            raise self._told(routed, error) from error
+            raise await self._told(routed, error) from error
 
     async def _route(
         self, generation: generation_pb2.Generation, metadata: Metadata, deadline: Deadline
     ) -> router_pb2.RouteResponse:
         asked = self._asked
-        request = router_pb2.RouteRequest(generation=generation, servers_tried=asked.tried, lost=asked.lost_streams)
+        request = router_pb2.RouteRequest(
+            generation=generation,
+            servers_tried=asked.tried,
+            servers_unreached=asked.unreached,
+            lost=asked.lost_streams,
+        )
         try:
             routed = await self._router.route(request, metadata, deadline.left_s())
         except StokerError as error:
@@ -209,21 +215,23 @@ class DirectWay:
         asked.lost_streams = []
         return routed
 
-    async def _give_back(self, routed: router_pb2.RouteResponse, message: str) -> None:
-        lost = router_pb2.LostStream(reservation=routed.reservation, message=message, unreachable=True)
+    async def _give_back(self, routed: router_pb2.RouteResponse, error: StokerError) -> None:
+        lost = _lost(routed, error, unreachable=True)
         try:
             await self._router.release(router_pb2.ReleaseRequest(lost=lost), _RELEASE_S)
         except StokerError:
             return  # it ends by itself
 
-    def _told(self, routed: router_pb2.RouteResponse, error: StokerError) -> Exception:
+    async def _told(self, routed: router_pb2.RouteResponse, error: StokerError) -> Exception:
         """What a failure of the stream's is to the loop: the caller's own, or a server that is to be replaced."""
         if error.code in _CALLER or error.reason in ("CLIENT_CLOSED", "CLIENT_TOO_SLOW"):
             return error
-        self._asked.server_broke(routed, error, unreachable=False)
         if error.reason in ("TICKET_EXPIRED", "TICKET_INVALID"):
-            # Clocks or keys differ: no other server would do better, and the relay does not depend on them.
+            # Clocks or keys differ: no other server would do better, and the relay does not depend on them. The server
+            # that said so is none the worse.
+            await self._give_back(routed, error)
             return _NoWay(error)
+        self._asked.server_broke(routed, error, unreachable=False)
         lost = error.reason == error.code.name
         where = f"server {routed.server} at {routed.address} in {routed.zone}"
         return StokerError(
@@ -232,6 +240,20 @@ class DirectWay:
             reason="SERVER_LOST" if lost else error.reason,
             retry_after_s=error.retry_after_s,
         )
+
+
+def _lost(routed: router_pb2.RouteResponse, error: StokerError, *, unreachable: bool) -> router_pb2.LostStream:
+    """A reservation that came to nothing, as its router is told."""
+    lost = router_pb2.LostStream(
+        reservation=routed.reservation,
+        code=error.code.value,
+        message=error.message[:500],
+        unreachable=unreachable,
+        reason="" if error.reason == error.code.name else error.reason,
+    )
+    if error.retry_after_s is not None:
+        lost.retry_after.FromNanoseconds(round(error.retry_after_s * 1e9))
+    return lost
 
 
 class _NoWay(Exception):

@@ -29,45 +29,45 @@ from stoker.v1 import generation_pb2 as stoker_dot_v1_dot_generation__pb2
 from stoker.v1 import pick_pb2 as stoker_dot_v1_dot_pick__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16stoker/v1/router.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18stoker/v1/endpoint.proto\x1a\x1astoker/v1/generation.proto\x1a\x14stoker/v1/pick.proto\"u\n\x0cRouteRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\x12\x15\n\rservers_tried\x18\x02 \x03(\t\x12#\n\x04lost\x18\x03 \x03(\x0b\x32\x15.stoker.v1.LostStream\"e\n\nLostStream\x12\x13\n\x0breservation\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x13\n\x0bunreachable\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\"5\n\x0eReleaseRequest\x12#\n\x04lost\x18\x01 \x01(\x0b\x32\x15.stoker.v1.LostStream\"\x11\n\x0fReleaseResponse\"\x81\x02\n\rRouteResponse\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x0e\n\x06ticket\x18\x05 \x01(\x0c\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x04pick\x18\x07 \x01(\x0b\x32\x0f.stoker.v1.Pick\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12*\n\x0bresume_mode\x18\t \x01(\x0e\x32\x15.stoker.v1.ResumeMode\x12\x13\n\x0breservation\x18\n \x01(\x0c\";\n\x0e\x45xplainRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\"\x82\x01\n\x0f\x45xplainResponse\x12(\n\ncandidates\x18\x01 \x03(\x0b\x32\x14.stoker.v1.Candidate\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x03\x12\x1e\n\x16\x65xpected_output_tokens\x18\x04 \x01(\x03\"t\n\tCandidate\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x13\n\x0b\x65xcluded_by\x18\x03 \x01(\t\x12\x1d\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x0f.stoker.v1.Cost\x12\x15\n\rcached_tokens\x18\x05 \x01(\x03\"\x1d\n\rStatusRequest\x12\x0c\n\x04zone\x18\x01 \x01(\t\"\xa8\x01\n\x0eStatusResponse\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05zones\x18\x05 \x03(\x0b\x32\x15.stoker.v1.ZoneStatus\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"\xa3\x01\n\nZoneStatus\x12\x0c\n\x04zone\x18\x01 \x01(\t\x12.\n\x0b\x63\x61talog_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rcatalog_error\x18\x03 \x01(\t\x12,\n\tendpoints\x18\x04 \x03(\x0b\x32\x19.stoker.v1.EndpointStatus\x12\x12\n\nload_share\x18\x05 \x01(\x01\"\xd5\x02\n\x0e\x45ndpointStatus\x12%\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x13.stoker.v1.Endpoint\x12.\n\rcatalog_state\x18\x02 \x01(\x0e\x32\x17.stoker.v1.CatalogState\x12#\n\x07\x62reaker\x18\x03 \x01(\x0e\x32\x12.stoker.v1.Breaker\x12.\n\x0b\x65jected_for\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tin_flight\x18\x05 \x01(\x05\x12\x1c\n\x14\x62ooked_prompt_tokens\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xcluded_by\x18\x07 \x01(\t\x12\x15\n\rbreaker_cause\x18\x08 \x01(\t\x12\r\n\x05share\x18\t \x01(\x01\x12+\n\x0b\x63\x61libration\x18\n \x03(\x0b\x32\x16.stoker.v1.Calibration\"v\n\x0b\x43\x61libration\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\x05\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x04 \x01(\x01\x12)\n\x05terms\x18\x05 \x03(\x0b\x32\x1a.stoker.v1.CalibrationTerm\"X\n\x0f\x43\x61librationTerm\x12\x0c\n\x04term\x18\x01 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x02 \x01(\x01\x12\x11\n\tactual_ms\x18\x03 \x01(\x01\x12\x0e\n\x06off_ms\x18\x04 \x01(\x01*\xb9\x01\n\x0c\x43\x61talogState\x12\x1d\n\x19\x43\x41TALOG_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41TALOG_STATE_PASSING\x10\x01\x12\x1a\n\x16\x43\x41TALOG_STATE_CRITICAL\x10\x02\x12\x19\n\x15\x43\x41TALOG_STATE_MISSING\x10\x03\x12\x1d\n\x19\x43\x41TALOG_STATE_MAINTENANCE\x10\x04\x12\x19\n\x15\x43\x41TALOG_STATE_LEAVING\x10\x05*_\n\x07\x42reaker\x12\x17\n\x13\x42REAKER_UNSPECIFIED\x10\x00\x12\x11\n\rBREAKER_ALIVE\x10\x01\x12\x13\n\x0f\x42REAKER_EJECTED\x10\x02\x12\x13\n\x0f\x42REAKER_PROBING\x10\x03\x32\x8e\x02\n\rRouterService\x12:\n\x05Route\x12\x17.stoker.v1.RouteRequest\x1a\x18.stoker.v1.RouteResponse\x12@\n\x07Release\x12\x19.stoker.v1.ReleaseRequest\x1a\x1a.stoker.v1.ReleaseResponse\x12@\n\x07\x45xplain\x12\x19.stoker.v1.ExplainRequest\x1a\x1a.stoker.v1.ExplainResponse\x12=\n\x06Status\x12\x18.stoker.v1.StatusRequest\x1a\x19.stoker.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16stoker/v1/router.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18stoker/v1/endpoint.proto\x1a\x1astoker/v1/generation.proto\x1a\x14stoker/v1/pick.proto\"\x90\x01\n\x0cRouteRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\x12\x15\n\rservers_tried\x18\x02 \x03(\t\x12#\n\x04lost\x18\x03 \x03(\x0b\x32\x15.stoker.v1.LostStream\x12\x19\n\x11servers_unreached\x18\x04 \x03(\t\"\x95\x01\n\nLostStream\x12\x13\n\x0breservation\x18\x01 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x13\n\x0bunreachable\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\x0bretry_after\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\x0eReleaseRequest\x12#\n\x04lost\x18\x01 \x01(\x0b\x32\x15.stoker.v1.LostStream\"\x11\n\x0fReleaseResponse\"\x81\x02\n\rRouteResponse\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\t\x12\x0e\n\x06ticket\x18\x05 \x01(\x0c\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x04pick\x18\x07 \x01(\x0b\x32\x0f.stoker.v1.Pick\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12*\n\x0bresume_mode\x18\t \x01(\x0e\x32\x15.stoker.v1.ResumeMode\x12\x13\n\x0breservation\x18\n \x01(\x0c\";\n\x0e\x45xplainRequest\x12)\n\ngeneration\x18\x01 \x01(\x0b\x32\x15.stoker.v1.Generation\"\x82\x01\n\x0f\x45xplainResponse\x12(\n\ncandidates\x18\x01 \x03(\x0b\x32\x14.stoker.v1.Candidate\x12\x0e\n\x06\x63hosen\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x03\x12\x1e\n\x16\x65xpected_output_tokens\x18\x04 \x01(\x03\"t\n\tCandidate\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x13\n\x0b\x65xcluded_by\x18\x03 \x01(\t\x12\x1d\n\x04\x63ost\x18\x04 \x01(\x0b\x32\x0f.stoker.v1.Cost\x12\x15\n\rcached_tokens\x18\x05 \x01(\x03\"\x1d\n\rStatusRequest\x12\x0c\n\x04zone\x18\x01 \x01(\t\"\xa8\x01\n\x0eStatusResponse\x12\x0e\n\x06router\x18\x01 \x01(\t\x12\x0c\n\x04zone\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x05zones\x18\x05 \x03(\x0b\x32\x15.stoker.v1.ZoneStatus\x12\x11\n\tin_flight\x18\x06 \x01(\x05\"\xa3\x01\n\nZoneStatus\x12\x0c\n\x04zone\x18\x01 \x01(\t\x12.\n\x0b\x63\x61talog_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rcatalog_error\x18\x03 \x01(\t\x12,\n\tendpoints\x18\x04 \x03(\x0b\x32\x19.stoker.v1.EndpointStatus\x12\x12\n\nload_share\x18\x05 \x01(\x01\"\xd5\x02\n\x0e\x45ndpointStatus\x12%\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x13.stoker.v1.Endpoint\x12.\n\rcatalog_state\x18\x02 \x01(\x0e\x32\x17.stoker.v1.CatalogState\x12#\n\x07\x62reaker\x18\x03 \x01(\x0e\x32\x12.stoker.v1.Breaker\x12.\n\x0b\x65jected_for\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tin_flight\x18\x05 \x01(\x05\x12\x1c\n\x14\x62ooked_prompt_tokens\x18\x06 \x01(\x03\x12\x13\n\x0b\x65xcluded_by\x18\x07 \x01(\t\x12\x15\n\rbreaker_cause\x18\x08 \x01(\t\x12\r\n\x05share\x18\t \x01(\x01\x12+\n\x0b\x63\x61libration\x18\n \x03(\x0b\x32\x16.stoker.v1.Calibration\"v\n\x0b\x43\x61libration\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\x05\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x12\x0c\n\x04\x62ias\x18\x04 \x01(\x01\x12)\n\x05terms\x18\x05 \x03(\x0b\x32\x1a.stoker.v1.CalibrationTerm\"X\n\x0f\x43\x61librationTerm\x12\x0c\n\x04term\x18\x01 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x02 \x01(\x01\x12\x11\n\tactual_ms\x18\x03 \x01(\x01\x12\x0e\n\x06off_ms\x18\x04 \x01(\x01*\xb9\x01\n\x0c\x43\x61talogState\x12\x1d\n\x19\x43\x41TALOG_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41TALOG_STATE_PASSING\x10\x01\x12\x1a\n\x16\x43\x41TALOG_STATE_CRITICAL\x10\x02\x12\x19\n\x15\x43\x41TALOG_STATE_MISSING\x10\x03\x12\x1d\n\x19\x43\x41TALOG_STATE_MAINTENANCE\x10\x04\x12\x19\n\x15\x43\x41TALOG_STATE_LEAVING\x10\x05*_\n\x07\x42reaker\x12\x17\n\x13\x42REAKER_UNSPECIFIED\x10\x00\x12\x11\n\rBREAKER_ALIVE\x10\x01\x12\x13\n\x0f\x42REAKER_EJECTED\x10\x02\x12\x13\n\x0f\x42REAKER_PROBING\x10\x03\x32\x8e\x02\n\rRouterService\x12:\n\x05Route\x12\x17.stoker.v1.RouteRequest\x1a\x18.stoker.v1.RouteResponse\x12@\n\x07Release\x12\x19.stoker.v1.ReleaseRequest\x1a\x1a.stoker.v1.ReleaseResponse\x12@\n\x07\x45xplain\x12\x19.stoker.v1.ExplainRequest\x1a\x1a.stoker.v1.ExplainResponse\x12=\n\x06Status\x12\x18.stoker.v1.StatusRequest\x1a\x19.stoker.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stoker.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CATALOGSTATE']._serialized_start=1969
-  _globals['_CATALOGSTATE']._serialized_end=2154
-  _globals['_BREAKER']._serialized_start=2156
-  _globals['_BREAKER']._serialized_end=2251
-  _globals['_ROUTEREQUEST']._serialized_start=178
-  _globals['_ROUTEREQUEST']._serialized_end=295
-  _globals['_LOSTSTREAM']._serialized_start=297
-  _globals['_LOSTSTREAM']._serialized_end=398
-  _globals['_RELEASEREQUEST']._serialized_start=400
-  _globals['_RELEASEREQUEST']._serialized_end=453
-  _globals['_RELEASERESPONSE']._serialized_start=455
-  _globals['_RELEASERESPONSE']._serialized_end=472
-  _globals['_ROUTERESPONSE']._serialized_start=475
-  _globals['_ROUTERESPONSE']._serialized_end=732
-  _globals['_EXPLAINREQUEST']._serialized_start=734
-  _globals['_EXPLAINREQUEST']._serialized_end=793
-  _globals['_EXPLAINRESPONSE']._serialized_start=796
-  _globals['_EXPLAINRESPONSE']._serialized_end=926
-  _globals['_CANDIDATE']._serialized_start=928
-  _globals['_CANDIDATE']._serialized_end=1044
-  _globals['_STATUSREQUEST']._serialized_start=1046
-  _globals['_STATUSREQUEST']._serialized_end=1075
-  _globals['_STATUSRESPONSE']._serialized_start=1078
-  _globals['_STATUSRESPONSE']._serialized_end=1246
-  _globals['_ZONESTATUS']._serialized_start=1249
-  _globals['_ZONESTATUS']._serialized_end=1412
-  _globals['_ENDPOINTSTATUS']._serialized_start=1415
-  _globals['_ENDPOINTSTATUS']._serialized_end=1756
-  _globals['_CALIBRATION']._serialized_start=1758
-  _globals['_CALIBRATION']._serialized_end=1876
-  _globals['_CALIBRATIONTERM']._serialized_start=1878
-  _globals['_CALIBRATIONTERM']._serialized_end=1966
-  _globals['_ROUTERSERVICE']._serialized_start=2254
-  _globals['_ROUTERSERVICE']._serialized_end=2524
+  _globals['_CATALOGSTATE']._serialized_start=2046
+  _globals['_CATALOGSTATE']._serialized_end=2231
+  _globals['_BREAKER']._serialized_start=2233
+  _globals['_BREAKER']._serialized_end=2328
+  _globals['_ROUTEREQUEST']._serialized_start=179
+  _globals['_ROUTEREQUEST']._serialized_end=323
+  _globals['_LOSTSTREAM']._serialized_start=326
+  _globals['_LOSTSTREAM']._serialized_end=475
+  _globals['_RELEASEREQUEST']._serialized_start=477
+  _globals['_RELEASEREQUEST']._serialized_end=530
+  _globals['_RELEASERESPONSE']._serialized_start=532
+  _globals['_RELEASERESPONSE']._serialized_end=549
+  _globals['_ROUTERESPONSE']._serialized_start=552
+  _globals['_ROUTERESPONSE']._serialized_end=809
+  _globals['_EXPLAINREQUEST']._serialized_start=811
+  _globals['_EXPLAINREQUEST']._serialized_end=870
+  _globals['_EXPLAINRESPONSE']._serialized_start=873
+  _globals['_EXPLAINRESPONSE']._serialized_end=1003
+  _globals['_CANDIDATE']._serialized_start=1005
+  _globals['_CANDIDATE']._serialized_end=1121
+  _globals['_STATUSREQUEST']._serialized_start=1123
+  _globals['_STATUSREQUEST']._serialized_end=1152
+  _globals['_STATUSRESPONSE']._serialized_start=1155
+  _globals['_STATUSRESPONSE']._serialized_end=1323
+  _globals['_ZONESTATUS']._serialized_start=1326
+  _globals['_ZONESTATUS']._serialized_end=1489
+  _globals['_ENDPOINTSTATUS']._serialized_start=1492
+  _globals['_ENDPOINTSTATUS']._serialized_end=1833
+  _globals['_CALIBRATION']._serialized_start=1835
+  _globals['_CALIBRATION']._serialized_end=1953
+  _globals['_CALIBRATIONTERM']._serialized_start=1955
+  _globals['_CALIBRATIONTERM']._serialized_end=2043
+  _globals['_ROUTERSERVICE']._serialized_start=2331
+  _globals['_ROUTERSERVICE']._serialized_end=2601
 # @@protoc_insertion_point(module_scope)

@@ -97,6 +97,7 @@ class RouteRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     SERVERS_TRIED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    SERVERS_UNREACHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def generation(self) -> _generation_pb2.Generation:
         """What will be generated. Required."""
@@ -109,16 +110,21 @@ class RouteRequest(_message.Message):
     def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostStream]:
         """What was reserved for this request before and came to nothing. Default: nothing."""
 
+    @_builtins.property
+    def servers_unreached(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of `servers_tried` that the client could not connect to: they did no work, and are no attempts. Default: none."""
+
     def __init__(
         self,
         *,
         generation: _generation_pb2.Generation | None = ...,
         servers_tried: _abc.Iterable[_builtins.str] | None = ...,
         lost: _abc.Iterable[Global___LostStream] | None = ...,
+        servers_unreached: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "lost", b"lost", "servers_tried", b"servers_tried"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "lost", b"lost", "servers_tried", b"servers_tried", "servers_unreached", b"servers_unreached"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -135,6 +141,7 @@ class LostStream(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     UNREACHABLE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     reservation: _builtins.bytes
     """Which, as `RouteResponse.reservation` named it."""
     code: _builtins.int
@@ -145,6 +152,10 @@ class LostStream(_message.Message):
     """Whether the client could not connect to the server: that may be the way between them, and says nothing of the server."""
     reason: _builtins.str
     """Why, as the server's ErrorInfo named it; empty if the server did not say."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """When the server said to come back; absent if it did not."""
+
     def __init__(
         self,
         *,
@@ -153,10 +164,11 @@ class LostStream(_message.Message):
         message: _builtins.str = ...,
         unreachable: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "reservation", b"reservation", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "reservation", b"reservation", "retry_after", b"retry_after", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -461,7 +461,7 @@ Global___Refused: _TypeAlias = Refused  # noqa: Y015
 @_typing.final
 class DirectStream(_message.Message):
     """News of a stream that a client has from the server itself, for the router that reserved it. News without more than the
-    reservation says that the stream is still there.
+    reservation says that the stream is still there. A router that attaches hears again what happened shortly before.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -470,6 +470,7 @@ class DirectStream(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    AGO_FIELD_NUMBER: _builtins.int
     reservation: _builtins.bytes
     """The reservation that its ticket names."""
     part: _builtins.bytes
@@ -480,6 +481,10 @@ class DirectStream(_message.Message):
     def error(self) -> Global___StreamError:
         """How it ended, if it failed."""
 
+    @_builtins.property
+    def ago(self) -> _duration_pb2.Duration:
+        """How long ago that was. Default: just now."""
+
     def __init__(
         self,
         *,
@@ -487,10 +492,11 @@ class DirectStream(_message.Message):
         part: _builtins.bytes = ...,
         last: _builtins.bool = ...,
         error: Global___StreamError | None = ...,
+        ago: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ago", b"ago", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "last", b"last", "part", b"part", "reservation", b"reservation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ago", b"ago", "error", b"error", "last", b"last", "part", b"part", "reservation", b"reservation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

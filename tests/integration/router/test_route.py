@@ -176,6 +176,29 @@ async def test_requests_that_no_server_could_serve_are_refused_as_relayed_ones_a
         assert held(up) == 0
 
 
+async def test_the_first_stream_to_another_zone_is_booked_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link to its server comes up behind it: what was told before is told again."""
+    catalog = MemoryCatalog(("zone-a", "zone-b"))
+    async with mesh(1, catalog=catalog, sim=SLOW) as up:
+        router, there = up.routers["zone-a"], up.server("zone-b-0")
+        catalog.maintain("zone-a", "zone-a-0", on=True)
+        await until(lambda: len(router.fleet.snapshot.holders["sim-model"].by_key) == 1)
+        asked = generation("far away " * 50, max_tokens=300, ignore_eos=True)
+        with monkeypatch.context() as late:
+            late.setattr(router.transport, "want", lambda endpoint: None)
+            routed = await route(up, asked)
+        assert routed.server == "zone-b-0"
+        asking = asyncio.ensure_future(ask(routed, asked))
+        account = router.learned.ledger.accounts[(routed.server, routed.epoch)]
+        await until(lambda: there.engine.load().steps > 20)
+        assert account.own_prompt_tokens > 0
+        router.transport.want(there.server.endpoint())
+        await until(lambda: account.own_prompt_tokens == 0)
+        assert there.engine.load().running == 1 and account.own_streams == 1
+        assert len((await asking).outputs[0].token_ids) == 300
+        await until(up.idle)
+
+
 @pytest.mark.parametrize("zone", ["zone-a", "zone-b"])
 async def test_maintenance_moves_a_clients_stream(zone: str) -> None:
     """Its client hears that it should go on elsewhere, and Route says where."""

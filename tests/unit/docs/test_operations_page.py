@@ -3,6 +3,7 @@
 import random
 import re
 from pathlib import Path
+from typing import cast
 
 from prometheus_client import CollectorRegistry
 
@@ -12,7 +13,9 @@ from model_server.metrics import ServerMetrics
 from model_server.residency.metrics import ResidencyMetrics
 from router.admission_metrics import AdmissionMetrics
 from router.call_transport import CallTransport
+from router.client_link import ClientLinks
 from router.ejection import Breakers, EjectionRules
+from router.entry import Entry
 from router.fleet import Fleet
 from router.ledger import Ledger
 from router.metrics import FleetCollector, RouterMetrics
@@ -39,6 +42,7 @@ def test_the_page_names_the_metrics_that_there_are(tmp_path: Path) -> None:
     RouterMetrics(router)
     AdmissionMetrics(router)
     ReservationMetrics(router)
+    ClientLinks(cast(Entry, None), float, router)
     Readying(CallTransport(), router, lambda: 0.0, lambda key, model: None)
     ledger = Ledger(lambda: 0.0)
     breakers = Breakers(EjectionRules(), lambda: 0.0, random.Random(0))

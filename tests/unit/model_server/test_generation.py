@@ -93,7 +93,7 @@ class Served:
             endpoint=lambda: Endpoint("s", "h:1", "z", "e", "fake", ()),
             traces=configure("test", environ={}),
             tickets=TicketCheck(TicketKeys(), lambda: Endpoint("s", "h:1", "z", "e", "fake", ()), time.time),
-            direct=DirectStreams(),
+            direct=DirectStreams(time.monotonic),
         )
 
     async def keep(self, part: inference_pb2.GenerateStreamResponse) -> None:

@@ -24,7 +24,7 @@ from router.scorers import Rates
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
-from stoker_common.refusal import Code, Refusal
+from stoker_common.refusal import Code, Refusal, exhausted
 from tests.fakes.clock import FakeClock
 from tests.fakes.until import until
 from tests.unit.router.builders import MODEL, endpoint, key, request, view
@@ -320,7 +320,7 @@ async def test_who_has_tried_all_and_may_not_be_held_hears_it_at_once() -> None:
 
 async def test_a_server_that_said_it_is_overloaded_gets_the_next_when_it_may_have_room() -> None:
     bench = Bench(A1)
-    bench.admission.rooms.overloaded(key(A1), 0.1)
+    bench.admission.rooms.refused(key(A1), exhausted("x", reason="SERVER_OVERLOADED", retry_after_s=0.1))
     await bench.ask("waits")
     assert bench.waiting == 1
     bench.clock.advance(0.1)

@@ -3,6 +3,7 @@ import pytest
 from discovery.endpoint import Load
 from router.ledger import Account, Ledger
 from router.room import RoomRules, Rooms
+from stoker_common.refusal import Refusal, exhausted
 from tests.fakes.clock import FakeClock
 from tests.unit.router.builders import endpoint, key
 
@@ -41,10 +42,14 @@ def test_full(account: Account, full: bool) -> None:
     assert rooms.full(A1, account, NOW_S) is full
 
 
+def overloaded(retry_after_s: float | None) -> Refusal:
+    return exhausted("many wait", reason="SERVER_OVERLOADED", retry_after_s=retry_after_s)
+
+
 def test_a_server_that_is_overloaded_is_left_alone_for_as_long_as_it_says() -> None:
     clock = FakeClock()
     rooms = Rooms(RoomRules(), Ledger(clock), clock)
-    rooms.overloaded(key(A1), 1.5)
+    rooms.refused(key(A1), overloaded(1.5))
     assert rooms.full(A1, Account(), clock())
     assert rooms.overloaded_now() == {key(A1)}
     assert rooms.changes_at_s([key(A1)]) == clock() + 1.5
@@ -58,8 +63,15 @@ def test_a_server_that_is_overloaded_is_left_alone_for_as_long_as_it_says() -> N
 def test_but_not_for_ever(says_s: float | None, for_s: float) -> None:
     clock = FakeClock()
     rooms = Rooms(RoomRules(), Ledger(clock), clock)
-    rooms.overloaded(key(A1), says_s)
+    rooms.refused(key(A1), overloaded(says_s))
     assert rooms.changes_at_s([key(A1)]) == pytest.approx(clock() + for_s)
+
+
+def test_other_refusals_say_nothing_of_its_room() -> None:
+    clock = FakeClock()
+    rooms = Rooms(RoomRules(), Ledger(clock), clock)
+    rooms.refused(key(A1), exhausted("no room for the model", reason="NO_ROOM", retry_after_s=3.0))
+    assert not rooms.overloaded_now()
 
 
 def test_others_streams_are_believed_until_their_report_is_old() -> None:

@@ -340,6 +340,38 @@ async def test_a_broken_stream_goes_on_elsewhere_and_the_client_sees_one_stream(
     bench.assert_nothing_in_flight()
 
 
+class Booked(Scripted):
+    """Notes what is booked where it is asked, as it is asked."""
+
+    bench: "Bench"
+
+    def __init__(self, **scripts: Script) -> None:
+        super().__init__(**scripts)
+        self.booked: list[int] = []
+
+    async def attempt(
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
+    ) -> AsyncGenerator[Part, None]:
+        self.booked.append(self.bench.learned.ledger.accounts[key(endpoint)].own_prompt_tokens)
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+            async for part in parts:
+                yield part
+
+
+async def test_a_stream_that_goes_on_is_booked_at_what_it_was_chosen_by() -> None:
+    """The prompt as it turned out to be (3 ids, not 400 bytes), and the two tokens that came."""
+    transport = Booked(a_1=[started(resuming(A1)), token(1), token(2), fault(Fault.LINK)])
+    transport.bench = Bench(transport, resuming(A1), resuming(B1))
+    await transport.bench.ask()
+    assert transport.booked == [100, 5]
+    transport.bench.assert_nothing_in_flight()
+
+
 class Turns(Scripted):
     """Every attempt goes on with the answer of ten tokens, with so many of them, and then fails as told."""
 

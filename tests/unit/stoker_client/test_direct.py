@@ -183,10 +183,41 @@ async def test_auto_relays_and_remembers(why: str) -> None:
     for _ in range(3):
         assert folded(await world.answer()).started.server == "relayed"
     assert len(router.routed) == 1
-    assert len(router.released) == (why == "unreachable")
+    assert len(router.released) == (why != "unimplemented")
     world.clock.advance(AGAIN_S)
     world.scripts["s1:1"] = whole("s1")
     assert folded(await world.answer()).started.server == "s1"
+
+
+async def test_a_relay_that_is_lost_after_a_ticket_was_refused_is_a_lost_router() -> None:
+    """The server is none the worse, and the router that relayed is the one that broke."""
+    first = FakeRouting("r1", [[BROKE]], servers=["s1"])
+    second = FakeRouting("r2", [whole("relayed")], servers=["s1"])
+    expired = StokerError(Code.UNAUTHENTICATED, "ended", reason="TICKET_EXPIRED")
+    world = World(Mode.AUTO, first, second, s1=[expired])
+    assert folded(await world.answer()).started.server == "relayed"
+    assert world.lost_ones == ["r1"]
+    assert len(first.routed) == 1 and len(first.requests) == 1
+    (released,) = first.released
+    assert (released.lost.reservation, released.lost.reason) == (b"1", "TICKET_EXPIRED")
+
+
+async def test_servers_that_do_not_connect_are_told_as_such_and_do_not_use_up_the_tries() -> None:
+    away = [f"away{number}" for number in range(6)]
+    router = FakeRouting("r", [[]], servers=[*away, "s1"])
+    world = World(Mode.DIRECT, router, s1=whole("s1"))
+    parts = await world.answer()
+    assert folded(parts).started.server == "s1"
+    assert list(router.routed[-1].servers_unreached) == list(router.routed[-1].servers_tried) == away
+
+
+async def test_a_server_that_is_overloaded_is_told_with_the_time_to_come_back() -> None:
+    full = StokerError(Code.RESOURCE_EXHAUSTED, "many wait", reason="SERVER_OVERLOADED", retry_after_s=2.5)
+    router = FakeRouting("r", [[]], servers=["s1", "s2"])
+    world = World(Mode.DIRECT, router, s1=[full], s2=whole("s2"))
+    await world.answer()
+    (lost,) = router.routed[1].lost
+    assert (lost.reason, lost.retry_after.ToTimedelta().total_seconds()) == ("SERVER_OVERLOADED", 2.5)
 
 
 async def test_a_server_that_was_reached_before_and_is_gone_is_a_lost_server() -> None:
@@ -227,3 +258,7 @@ async def test_nobody_is_asked_for_servers_without_end() -> None:
         await World(Mode.DIRECT, router, s1=[BROKE]).answer()
     assert told.value.reason == "SERVER_LOST"
     assert len(router.routed) == 4
+    # Nor for one that does not connect, if it is named again and again.
+    with pytest.raises(StokerError):
+        await World(Mode.DIRECT, router).answer()
+    assert len(router.routed) <= 10
