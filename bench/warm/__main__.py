@@ -16,7 +16,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -111,7 +111,7 @@ async def moves(options: argparse.Namespace, folder: Path, results: Results) -> 
         began = {"step": "the server's start", "model": first, "seconds": round(time.monotonic() - began_s, 3)}
         results.steps.append(began)
         print(json.dumps(began), flush=True)
-        steps = residency.Moves(client, first, name if path else Path(options.residency).name)
+        steps = residency.Moves(client, first, name if path else Path(options.residency).name, options.patience)
         async with turn(options.turn):
             async for step in steps.run(options.cycles):
                 results.steps.append(step)
@@ -163,6 +163,23 @@ async def measure(options: argparse.Namespace, results: Results) -> None:
             await moves(options, folder, results)
 
 
+async def _until_told(work: Coroutine[None, None, None]) -> None:
+    """Run it until it ends or SIGINT comes, of which `timeout` sends two: it is ended in order, and once."""
+    task = asyncio.ensure_future(work)
+    told = asyncio.Event()
+
+    def end() -> None:
+        told.set()
+        task.cancel()
+
+    # Also for a shell's background job, which ignores it by default.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None if told.is_set() else end())
+    try:
+        await task
+    except asyncio.CancelledError:
+        print("ended before all was measured", flush=True)
+
+
 def main() -> None:
     """Parse, run, write the rows, print the tables."""
     parser = argparse.ArgumentParser(
@@ -190,6 +207,7 @@ def main() -> None:
     parser.add_argument("--name", default="", help="the model's name in the mesh; default: the folder's")
     parser.add_argument("--residency", default="", metavar="NAME=FOLDER", help="the second model of the residency part")
     parser.add_argument("--flag-residency", action="append", default=[], help="of the residency part's server")
+    parser.add_argument("--patience", type=float, default=40.0, help="seconds that a hot model may keep its place")
     parser.add_argument("--cycles", type=int, default=3, help="of the residency part")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE", help="of the servers")
     parser.add_argument("--turn", type=Path, help="a lock file: takes turns with other runs that name it")
@@ -200,10 +218,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results = Results()
     results.about = {"about": {key: str(value) for key, value in vars(options).items() if key not in ("logs", "out")}}
-    # A shell's background jobs ignore it; `timeout -s INT` is to end this one in order.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        asyncio.run(measure(options, results))
+        asyncio.run(_until_told(measure(options, results)))
     finally:
         results.keep(options.out)
 

@@ -19,8 +19,8 @@ _PROMPT = "The capital of France is"
 class Moves:
     """The moves of one server's two models."""
 
-    def __init__(self, client: Client, first: str, second: str) -> None:
-        self._client, self._first, self._second = client, first, second
+    def __init__(self, client: Client, first: str, second: str, patience_s: float) -> None:
+        self._client, self._first, self._second, self._patience_s = client, first, second, patience_s
         self._sleeps = False
         # When to ask again, as the last step was told.
         self._again_s: float | None = None
@@ -39,7 +39,10 @@ class Moves:
             yield await self._step("first token, hot", hot, self._asks(hot))
             yield await self._step(put, hot, self._sleep(hot))
             yield await self._step(f"first token, {away}, nothing hot", hot, self._asks(hot))
-            yield await self._swap(f"first token, {away}, the other one hot", other)
+            swapped = await self._swap(f"first token, {away}, the other one hot", other)
+            yield swapped
+            if "error" in swapped:  # it kept its place for longer than we wait
+                hot, other = other, hot
         hot, other = other, hot
         yield await self._step("unload", hot, self._unload(hot))
         yield await self._step("load from the disk", hot, self._ready(hot))
@@ -62,7 +65,7 @@ class Moves:
             asked_s = time.perf_counter()
             step = await self._step(what, model, self._asks(model))
             again_s = self._again_s
-            if again_s is None or asked_s - began_s + again_s > _WITHIN_S:
+            if again_s is None or asked_s - began_s + again_s > self._patience_s:
                 return step | {"refused_s": round(asked_s - began_s, 3)}
             await asyncio.sleep(again_s)
 
