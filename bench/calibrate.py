@@ -23,7 +23,8 @@ from model_server.engines.vllm_settings import VllmSettings, environment
 from stoker.v1 import generation_pb2
 
 _GREEDY = generation_pb2.Sampling(temperature=0, ignore_eos=True)
-_PROMPT_TOKENS = 128
+# Of streams that are measured decoding.
+PROMPT_TOKENS = 128
 _ids = itertools.count()
 
 
@@ -54,7 +55,7 @@ class Probe:
     async def decode(self, streams: int, tokens: int) -> dict[str, float]:
         """So many streams; the gaps count from when the last one has its first token until the first one ends."""
         began_s = time.perf_counter()
-        arrivals = await asyncio.gather(*(self._arrivals(_PROMPT_TOKENS, tokens) for _ in range(streams)))
+        arrivals = await asyncio.gather(*(self._arrivals(PROMPT_TOKENS, tokens) for _ in range(streams)))
         from_s, to_s = max(each[0] for each in arrivals), min(each[-1] for each in arrivals)
         gaps = _gaps(arrivals, from_s, to_s)
         return {
@@ -66,8 +67,8 @@ class Probe:
 
     async def mixed(self, streams: int, long_tokens: int, prompts: int, tokens: int) -> dict[str, object]:
         """So many streams, among which long prompts come, one when the one before has its first token."""
-        running = [asyncio.ensure_future(self._arrivals(_PROMPT_TOKENS, tokens)) for _ in range(streams)]
-        await self.times(_PROMPT_TOKENS, 8)  # by then they all run
+        running = [asyncio.ensure_future(self._arrivals(PROMPT_TOKENS, tokens)) for _ in range(streams)]
+        await self.times(PROMPT_TOKENS, 8)  # by then they all run
         from_s = time.perf_counter()
         took = [(await self.times(long_tokens, 1))[0] for _ in range(prompts)]
         to_s = time.perf_counter()

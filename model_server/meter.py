@@ -7,8 +7,12 @@ or once a second in `settle`.
 import time
 from collections.abc import Callable, Sequence
 
-# Shorter prompts take one step whatever their length: they measure the step, and the rate is at least what they show.
+from model_server.line import DecayedLine
+
+# Shorter prompts take one step whatever their length: alone they say nothing of the rate.
 _SHORTEST_PROMPT_TOKENS = 128
+# Prompts whose first outputs come so close together were computed in one step.
+_SAME_STEP_S = 0.001
 # Old enough to be stable over a few requests, young enough to follow a change of load.
 _HALF_LIFE_S = 10.0
 
@@ -111,7 +115,9 @@ class Meter:
         self.now = now
         self.sequences: set[SequenceMeter] = set()
         self.itl = DecayedRatio(_HALF_LIFE_S)
-        self._prefill = DecayedRatio(_HALF_LIFE_S)
+        self._prefill = DecayedLine(_HALF_LIFE_S)
+        # Whether a prompt long enough to tell a rate was among them.
+        self._told = False
         self._full = full
         self._waiting_tokens = 0
         self._waiting_sequences = 0
@@ -132,6 +138,7 @@ class Meter:
         now = self.now()
         if prefill_s > 0.0:
             self._prefill.add(prompt_tokens, prefill_s, now)
+            self._told = True
         if later_tokens > 0:
             self.itl.add(later_s, later_tokens, now)
 
@@ -139,13 +146,13 @@ class Meter:
         """A prompt gave its first output: what was computed since the last one did, was computed in that time."""
         computed = prompt_tokens - cached_tokens
         elapsed = now - self._computing_since
-        if elapsed > 0.0 and not self._full() and self._tells(computed, computed / elapsed):
-            self._prefill.add(computed, elapsed, now)
+        if computed > 0 and not self._full():
+            if elapsed > _SAME_STEP_S:
+                self._prefill.add(computed, elapsed, now)
+            elif self._told:
+                self._prefill.extend(computed)
+            self._told = self._told or computed >= _SHORTEST_PROMPT_TOKENS
         self._leave_queue(prompt_tokens, now)
-
-    def _tells(self, computed: int, rate: float) -> bool:
-        """Whether a prompt says something of the rate: long ones do, short ones only that it is at least theirs."""
-        return computed >= _SHORTEST_PROMPT_TOKENS or rate > self._prefill.value > 0.0
 
     def prompt_dropped(self, prompt_tokens: int, now: float) -> None:
         """A prompt was given up before its first output."""
@@ -174,8 +181,9 @@ class Meter:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens computed a second while computing prompts, or 0 while not known."""
-        return self._prefill.value
+        """Prompt tokens computed a second while computing prompts, beside what a step takes anyway; 0 if not known."""
+        slope = self._prefill.slope if self._told else 0.0
+        return 1.0 / slope if slope > 0.0 else 0.0
 
     @property
     def itl_ms(self) -> float:

@@ -40,6 +40,9 @@ class Rates:
     # How much one more stream slows a decoding batch, relative to its time between tokens. Measured with vLLM on an
     # H100, 8B: 155 tok/s alone, 92 tok/s each at 32, 42 each at 128; that is 2 % a stream.
     decode_slowdown_per_stream: float = 0.02
+    # What a ms more between a stream's tokens is worth, in ms until a first token. Who is content with a first token
+    # after 2 s and with 50 ms between tokens (docs/routing.md) trades them so (docs/adr/0120).
+    pace_worth: float = 40.0
     # A model that is not hot and whose time to be ready nobody has measured.
     unmeasured_ready_ms: float = 30_000.0
     # What leaving the zone costs beside the way itself: traffic between zones is paid for, and its path is less sure.
@@ -74,13 +77,14 @@ def cost(
     ramp_ms = 0.0 if share >= 1.0 else _full_ms(streams, max(1, int(share * places)), lasts_ms) - full_ms
     # The engine always computes the last token of a prompt itself.
     cached = min(held_tokens, request.prompt_tokens - 1)
-    ms_per_stream = rates.decode_slowdown_per_stream * itl_ms
     computing_ms = (request.prompt_tokens - cached) / prefill_per_s * 1e3
     # Its prompt joins a step, which takes as long as the streams' do besides.
     prefill_ms = load.itl_ms + computing_ms
-    # Each stream there makes each of our tokens later, and we each of its; and it waits while our prompt is computed.
-    # A moment of theirs counts like one of ours (docs/adr/0086).
-    decode_ms = streams * (2 * ms_per_stream * request.expected_output_tokens + computing_ms)
+    # Each stream there slows each of our tokens, and we each of its; and our prompt holds it up once.
+    slower_ms = 2 * rates.decode_slowdown_per_stream * itl_ms + computing_ms / request.expected_output_tokens
+    # And who comes while our prompt waits and is computed gets his first token as much later: as many come as end.
+    behind = streams * (queue_ms + computing_ms) / lasts_ms
+    decode_ms = rates.pace_worth * streams * slower_ms + behind * computing_ms
     return Cost(
         ready_ms,
         queue_ms,

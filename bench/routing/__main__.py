@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--routers", type=int, action="append", help="router processes; default: 1 and 8")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="how long made-up workloads last")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--calibration", type=Path, help="JSON file with a server's speeds")
+    parser.add_argument("--calibration", type=Path, help="of bench.calibrate, or a JSON file with speeds")
     parser.add_argument("--write", action="store_true", help="write bench/results, plots and docs/routing.md")
     args = parser.parse_args()
     if unknown := set(args.workloads) - set(WORKLOADS):
@@ -31,7 +31,7 @@ def main() -> None:
     if "trace" in names and args.trace is None:
         parser.error("the workload `trace` needs --trace FILE")
 
-    server = speeds.read(args.calibration) if args.calibration else speeds.Speeds()
+    server = _speeds(args.calibration) if args.calibration else speeds.Speeds()
     setting = Setting(server, 1.0, args.seed, args.trace, args.seconds)
     found = []
     began_s = time.monotonic()
@@ -43,6 +43,12 @@ def main() -> None:
         about = {"seed": args.seed, "trace": args.trace.name if args.trace else "", "seconds": args.seconds}
         results.write(RESULTS / "routing.json", found, server, about)
         publish(ROOT / "docs")
+
+
+def _speeds(path: Path) -> speeds.Speeds:
+    from bench.routing import calibration  # needs numpy, which comes with what draws the plots
+
+    return calibration.read(path)
 
 
 def publish(docs: Path) -> None:

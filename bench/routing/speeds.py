@@ -3,31 +3,27 @@
     step = base + per_stream x streams + per_context x tokens in their caches + prefill
     prefill of c tokens after o others = c / rate x (1 + (o + c / 2) / attention)
 
-The defaults fit what vLLM 0.26 did with a Llama-8B shape and 512-token prompts on one H100 (docs/routing.md):
-
-- 155 tok/s alone: 6.4 ms a step. At 32 streams 2,958 tok/s: of 1.38 s for 128 tokens each, 0.44 s are prompts, the rest
-  7.4 ms a step. At 128, 10 ms. What grows is the reading of the cache: 128 KiB a token at 3.3 TB/s is 0.04 us.
-- 32, 128 and 256 prompts at once gave half of them their first token after 320, 872 and 2,735 ms: 37 tokens a ms.
-- Attention over o tokens costs 4 x 4096 x 32 x o operations a token beside 16 G for the weights: as much at 32 k.
+The defaults are what `bench.routing.calibration` fits to vLLM 0.26 with a Llama-8B shape on one H100
+(bench/results/calibration_h100_llama8b.json): steps to 3 %, times to first tokens to 11 %, gaps among long prompts to
+17 %. Not from there: what reading the caches takes, 128 KiB a token at 3.3 TB/s, since its streams were short; and the
+size of the cache, which was held small there: 430,000 tokens are what the card has room for.
 """
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
     """One kind of server. Times in ms, rates in tokens a ms, sizes in tokens."""
 
-    step_base_ms: float = 6.4
-    step_per_stream_ms: float = 0.01
+    step_base_ms: float = 6.2
+    step_per_stream_ms: float = 0.0156
     step_per_context_token_ms: float = 4e-5
-    prefill_tokens_per_ms: float = 37.0
-    attention_tokens: float = 32_000.0
+    prefill_tokens_per_ms: float = 50.9
+    attention_tokens: float = 21_200.0
     kv_tokens: int = 430_000
     max_streams: int = 256
-    max_batched_tokens: int = 8192
+    max_batched_tokens: int = 1024
     # Of a step's time, its standard deviation; and how often it takes much longer, and how much.
     noise: float = 0.05
     hiccup_share: float = 0.002
@@ -53,15 +49,6 @@ class Speeds:
     def decode_ms(self, streams: int, context_tokens: int) -> float:
         """What a step takes beside prompts."""
         return self.step_base_ms + self.step_per_stream_ms * streams + self.step_per_context_token_ms * context_tokens
-
-
-def read(path: Path) -> Speeds:
-    """Speeds from a calibration file: a JSON object whose "speeds" has some of the fields. Raises ValueError."""
-    given = json.loads(path.read_text()).get("speeds")
-    known = {field.name for field in fields(Speeds)}
-    if not isinstance(given, dict) or not given.keys() <= known:
-        raise ValueError(f'{path} has no object "speeds", or fields in it that are none of {sorted(known)}')
-    return Speeds(**given)
 
 
 def as_json(speeds: Speeds) -> dict[str, float]:

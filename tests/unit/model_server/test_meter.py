@@ -43,17 +43,25 @@ def test_cached_tokens_are_not_computed_and_short_prompts_measure_nothing() -> N
     assert meter.prefill_tokens_per_second == 0.0
 
 
-def test_a_short_prompt_that_was_faster_than_the_known_rate_corrects_it() -> None:
+def test_what_a_step_takes_anyway_is_not_laid_to_its_prompt() -> None:
     clock = FakeClock()
     meter = Meter(clock)
-    meter.measured(prompt_tokens=256, prefill_s=4.0, later_tokens=0, later_s=0.0)
-    for seconds, raised in ((1.0, False), (0.05, True)):
-        before = meter.prefill_tokens_per_second
-        sequence = meter.begin(40)
-        clock.advance(seconds)
+    for tokens in (200, 2000, 500, 1000) * 3:
+        sequence = meter.begin(tokens)
+        clock.advance(0.030 + tokens / 10_000)  # the streams' part of the step, and the prompt's
         sequence.output(1, 0, clock())
         sequence.end()
-        assert (meter.prefill_tokens_per_second > before) is raised
+    assert meter.prefill_tokens_per_second == pytest.approx(10_000, rel=0.1)
+
+
+def test_prompts_of_one_step_are_one() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    one, two = meter.begin(500), meter.begin(1500)
+    clock.advance(0.2)
+    for sequence in (one, two):
+        sequence.output(1, 0, clock())
+    assert meter.prefill_tokens_per_second == pytest.approx(10_000)
 
 
 def test_waiting_for_a_place_in_a_full_batch_is_not_computing() -> None:

@@ -52,9 +52,16 @@ def test_cached_tokens_are_not_computed_but_the_last_one_always_is(held: int, pr
     assert (found.prefill_ms, found.cached_tokens) == (prefill_ms, cached)
 
 
-def test_decode_grows_with_the_streams_already_there() -> None:
-    # 5 streams slow each of 100 tokens by 10 % of 10 ms, and are slowed as much; each waits for a prompt of 100 ms.
-    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(100 + 100 + 5 * 100)
+def test_decode_is_what_streams_do_to_each_other_as_first_tokens_are_worth() -> None:
+    # 5 streams slow each of our tokens by 10 % of 10 ms, and are slowed as much: 40 ms of a first token for each ms.
+    # Our prompt of 100 ms holds each of them up by 1 ms a token. In its time half a request comes: 5 in a second.
+    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(40 * 2 + 40 * 5 * 1 + 0.5 * 100)
+
+
+def test_who_comes_while_a_prompt_waits_and_is_computed_waits_for_it() -> None:
+    # The queue of 900 ms makes it a second until our prompt is computed, in which five come.
+    alone, queued = price(own_streams=5), price(own_streams=5, own_prompt_tokens=900)
+    assert queued.decode_ms - alone.decode_ms == pytest.approx((5 - 0.5) * 100)
 
 
 def test_the_sum_is_the_sum() -> None:

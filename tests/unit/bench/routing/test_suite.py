@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from bench.routing import page, plots, results
-from bench.routing.speeds import Speeds, read
+from bench.routing.speeds import Speeds
 from bench.routing.suite import Asked, Result, bisected, suite
 from bench.routing.workloads import Setting
 
@@ -48,12 +48,3 @@ def test_plots_are_drawn(found: list[Result], tmp_path: Path) -> None:
     paths = plots.draw(tmp_path, [*trace, *found])
     assert [path.name for path in paths] == ["routing-trace.png", "routing-workloads.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-def test_calibration(tmp_path: Path) -> None:
-    path = tmp_path / "c.json"
-    path.write_text('{"speeds": {"step_base_ms": 5}}')
-    assert read(path) == replace(Speeds(), step_base_ms=5)
-    path.write_text('{"speeds": {"step_bass_ms": 5}}')
-    with pytest.raises(ValueError, match="fields"):
-        read(path)
