@@ -70,12 +70,9 @@ class Dispatch:
         self._learned.services.observe(self._request.model, took_s, self._try.tokens)
         conversation = self._flight.prompt_tokens + finished.usage.completion_tokens
         self._learned.caches.left(key, self._request, conversation)
-        if self._flight.first_token_s is not None:
-            waited_ms = (self._flight.first_token_s - self._try.began_s) * 1e3
-            self._learned.ways.observe(
-                self._member.endpoint.zone, waited_ms, finished.timings.ttft.ToNanoseconds() / 1e6
-            )
         if self._try.waited_ms is not None:
+            server_ms = finished.timings.ttft.ToNanoseconds() / 1e6
+            self._learned.ways.observe(self._member.endpoint.zone, self._try.waited_ms, server_ms)
             seen = sample(self._cost, self._try.predicted_ms, self._try.waited_ms, finished.timings)
             self._learned.calibration.observe(key, self._request.model, seen)
             self._flight.sample = seen

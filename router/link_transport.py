@@ -18,6 +18,7 @@ from stoker_common.clock import Clock
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
 from stoker_common.link.versions import SPOKEN, Versions
+from stoker_common.parts import tokens_in
 
 _FAULTS = {Cause.LOST: Fault.LINK, Cause.STUCK: Fault.SERVER, Cause.SLOW_READER: Fault.CALLER}
 # A link that broke is tried again soon: a restarted server is up within seconds; and not all routers at once.
@@ -184,6 +185,8 @@ class LinkTransport:
             lambda digest: self._on_digest(endpoint, digest),
             on_direct=lambda news: self._on_direct(endpoint, news),
             versions=self._versions,
+            # A server of before does not count its chunks' tokens, and what the router learns is made of them.
+            count=tokens_in,
         )
 
 

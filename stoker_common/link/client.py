@@ -76,9 +76,12 @@ class Link:
         on_digest: OnDigest | None = None,
         on_direct: OnDirect | None = None,
         versions: Versions = SPOKEN,
+        count: Callable[[bytes], int] = lambda chunk: 0,
     ) -> None:
-        """With `on_digest`, the peer is asked what it has cached. `hello` tells the highest of `versions`."""
+        """With `on_digest`, the peer is asked what it has cached. `hello` tells the highest of `versions`. `count` says
+        how many tokens a chunk has whose peer does not tell."""
         self._versions = versions
+        self._count = count
         self._peer = peer
         self._where = where
         self._channel = channel
@@ -250,7 +253,8 @@ class Link:
         stream = self._streams.get(output.stream_id)
         if stream is None:
             return  # cancelled a moment ago
-        if output.chunk and not stream.put(output.chunk, output.tokens):
+        chunk = output.chunk
+        if chunk and not stream.put(chunk, output.tokens or self._count(chunk)):
             self.close(output.stream_id)
             return
         if output.last:

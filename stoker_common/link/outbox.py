@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from stoker.v1 import worker_link_pb2
 from stoker_common.channel import MAX_RESPONSE_BYTES
+from stoker_common.parts import joined
 from stoker_common.refusal import Code, Refusal, exhausted
 
 # What an attached process may leave unread of one stream: some minutes of text, as its own end has it.
@@ -113,7 +114,7 @@ class Outbox:
         outputs = [
             worker_link_pb2.StreamOutput(
                 stream_id=stream_id,
-                chunk=each.chunks[0] if len(each.chunks) == 1 else b"".join(each.chunks),
+                chunk=joined(each.chunks),
                 last=each.last,
                 error=each.error,
                 tokens=each.tokens,

@@ -3,6 +3,7 @@
 import asyncio
 
 from stoker_common.link.state import Cause, LinkError
+from stoker_common.parts import joined
 from stoker_common.refusal import exhausted
 
 
@@ -75,7 +76,7 @@ class LinkStream:
         chunks, self._chunks = self._chunks, []
         self._bytes = 0
         self.tokens, self._tokens = self._tokens, 0
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return joined(chunks)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

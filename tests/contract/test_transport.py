@@ -28,6 +28,7 @@ from stoker_common import prefix
 from stoker_common.channel import MAX_REQUEST_BYTES
 from stoker_common.fold import Fold
 from stoker_common.link.client import LinkRules
+from stoker_common.link.outbox import Outbox
 from stoker_common.link.state import LinkState
 from stoker_common.refusal import Code, unavailable
 from tests.fakes.fleet import FAST, FleetServer, running_server, server_settings
@@ -143,6 +144,23 @@ async def test_an_answer_comes_whole_and_in_order(kind: str) -> None:
         assert again.outputs[0].text == answers[7].outputs[0].text
         assert again.finished.usage.completion_tokens == 30
         await until(up.idle)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "a server of before"])
+async def test_tokens_are_counted_whether_the_server_tells_them_or_not(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Untold(Outbox):
+        """Fills no `StreamOutput.tokens`."""
+
+        def put(self, stream_id: int, chunk: bytes, tokens: int) -> None:
+            super().put(stream_id, chunk, tokens if told else 0)
+
+    monkeypatch.setattr("model_server.link.Outbox", Untold)
+    async with way("links") as up:
+        async with aclosing(up.attempt(generation(max_tokens=30))) as parts:
+            counted = [part.tokens async for part in parts]
+        assert sum(counted) == 30
 
 
 @kinds

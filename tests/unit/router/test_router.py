@@ -348,6 +348,8 @@ class Booked(Scripted):
     def __init__(self, **scripts: Script) -> None:
         super().__init__(**scripts)
         self.booked: list[int] = []
+        # How long each of them takes before it says anything.
+        self.pause_s = 0.0
 
     async def attempt(
         self,
@@ -359,6 +361,7 @@ class Booked(Scripted):
     ) -> AsyncGenerator[Part, None]:
         self.booked.append(self.bench.learned.ledger.accounts[key(endpoint)].own_prompt_tokens)
         async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+            self.bench.clock.advance(self.pause_s)
             async for part in parts:
                 yield part
 
@@ -370,6 +373,16 @@ async def test_a_stream_that_goes_on_is_booked_at_what_it_was_chosen_by() -> Non
     await transport.bench.ask()
     assert transport.booked == [100, 5]
     transport.bench.assert_nothing_in_flight()
+
+
+async def test_the_way_to_a_zone_is_not_learned_from_a_stream_whose_first_token_came_from_another() -> None:
+    transport = Booked(a_1=[started(resuming(A1)), token(1), token(2), fault(Fault.LINK)])
+    bench = transport.bench = Bench(transport, resuming(A1), resuming(B1))
+    bench.learned.ways.observe("b", 80.0, 0.0)
+    transport.pause_s = 5.0
+    await bench.ask()
+    assert transport.asked == ["a-1", "b-1"]
+    assert bench.learned.ways.ms["b"] > 80.0
 
 
 class Turns(Scripted):
