@@ -1,6 +1,6 @@
 """The router's gRPC services. Thin: parse, ask the router, answer; refusals become statuses in `stoker_common.wire`."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import grpc
@@ -11,7 +11,6 @@ from stoker.v1 import generation_pb2, inference_pb2, router_pb2
 from stoker_common import tracing, wire
 from stoker_common.clock import Clock
 from stoker_common.fold import Fold
-from stoker_common.refusal import unimplemented
 from stoker_common.validate import check_generation
 from stoker_common.wire import Context
 
@@ -85,12 +84,3 @@ class RouterService:
 
     async def _status(self, request: router_pb2.StatusRequest, context: Context) -> wire.Response:
         return self._report.status(request.zone, self._clock())
-
-
-def _not_yet(method: str) -> Callable[[object, Context], Awaitable[wire.Response]]:
-    """A method that the API names and the router does not do yet."""
-
-    async def refuse(request: object, context: Context) -> wire.Response:
-        raise unimplemented(method, "this method is not there yet")
-
-    return refuse

@@ -2,12 +2,11 @@
 
 import random
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Literal, Self, TypedDict, TypeVar, Unpack
 
-import grpc
 from google.protobuf.duration_pb2 import Duration
 from opentelemetry import trace
 
@@ -16,17 +15,16 @@ from stoker.v1 import (
     generation_pb2,
     inference_pb2,
     model_pb2,
-    model_pb2_grpc,
     operations_pb2,
-    operations_pb2_grpc,
     router_pb2,
-    router_pb2_grpc,
     worker_link_pb2,
 )
-from stoker_client.addresses import Addresses, unreachable, worth_another_address
-from stoker_client.call import Deadline, Metadata, raising_stoker_error
+from stoker.v1.model_pb2_grpc import ModelServiceStub as Models
+from stoker.v1.operations_pb2_grpc import OperationsServiceStub
+from stoker.v1.router_pb2_grpc import RouterServiceStub
+from stoker_client.addresses import Addresses
+from stoker_client.calls import Calls
 from stoker_client.direct import DirectRouters, Mode
-from stoker_client.errors import StokerError
 from stoker_client.generation import build
 from stoker_client.options import Options, Turn
 from stoker_client.peer import OF_SERVERS, LinkUse, Peer
@@ -35,13 +33,12 @@ from stoker_client.results import Chunk, Completion
 from stoker_client.servers import Servers
 from stoker_client.sources import source
 from stoker_client.stream import Stream
-from stoker_common import tracing
 from stoker_common.backoff import Backoff
 from stoker_common.fold import Fold
 from stoker_common.link.versions import SPOKEN
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+# Both are what a model that is readied answers.
+Readied = TypeVar("Readied", model_pb2.LoadModelResponse, model_pb2.WakeModelResponse)
 
 
 class Settings(TypedDict, total=False):
@@ -95,8 +92,7 @@ class Client:
         self._servers = Servers(self._server)
         self._mode = Mode(mode)
         self._rules = ResumeRules(resume_within_s)
-        self._timeout_s = timeout_s
-        self._tracer = tracer or trace.get_tracer("stoker_client")
+        self._calls = Calls(self._addresses, timeout_s, tracer or trace.get_tracer("stoker_client"))
 
     @classmethod
     def from_consul(cls, address: str = "127.0.0.1:8500", **settings: Unpack[Settings]) -> Self:
@@ -137,15 +133,10 @@ class Client:
     async def models(self, *, zone: str = "", model: str = "") -> Sequence[model_pb2.ModelOnServer]:
         """Every model on every server, or those of one zone or of one model. Raises StokerError."""
         request = model_pb2.ListModelsRequest(zone=zone, model=model)
-        response = await self._call(
-            "models",
-            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).ListModels(
-                request, metadata=metadata, timeout=timeout
-            ),
-        )
+        response = await self._calls.one("models", lambda channel: Models(channel).ListModels, request)
         return response.models
 
-    async def load_model(
+    def load_model(
         self, model: str, *, server: str = "", timeout_s: float | None = None
     ) -> AsyncGenerator[model_pb2.ModelProgress, None]:
         """Make a model hot, on one server or where that is the cheapest: how far it is, at last with residency HOT.
@@ -153,32 +144,14 @@ class Client:
         Leaving the loop stops listening; the server goes on. Raises StokerError.
         """
         request = model_pb2.LoadModelRequest(target=model_pb2.ModelTarget(model=model, server=server))
-        responses = self._answers(
-            "load_model",
-            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).LoadModel(
-                request, metadata=metadata, timeout=timeout
-            ),
-            timeout_s,
-        )
-        async with aclosing(responses) as news:
-            async for response in news:
-                yield response.progress
+        return _progress(self._calls.many("load_model", lambda channel: Models(channel).LoadModel, request, timeout_s))
 
-    async def wake_model(
+    def wake_model(
         self, model: str, *, server: str = "", timeout_s: float | None = None
     ) -> AsyncGenerator[model_pb2.ModelProgress, None]:
         """Make a sleeping model hot; otherwise as `load_model`. Raises StokerError."""
         request = model_pb2.WakeModelRequest(target=model_pb2.ModelTarget(model=model, server=server))
-        responses = self._answers(
-            "wake_model",
-            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).WakeModel(
-                request, metadata=metadata, timeout=timeout
-            ),
-            timeout_s,
-        )
-        async with aclosing(responses) as news:
-            async for response in news:
-                yield response.progress
+        return _progress(self._calls.many("wake_model", lambda channel: Models(channel).WakeModel, request, timeout_s))
 
     async def sleep_model(self, model: str, *, server: str = "", grace_s: float | None = None) -> endpoint_pb2.Model:
         """Move a hot model's weights to host memory, or out of memory where it cannot sleep; where it is then.
@@ -187,47 +160,25 @@ class Client:
         """
         target = model_pb2.ModelTarget(model=model, server=server)
         request = model_pb2.SleepModelRequest(target=target, grace=_duration(grace_s))
-        response = await self._call(
-            "sleep_model",
-            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).SleepModel(
-                request, metadata=metadata, timeout=timeout
-            ),
-        )
+        response = await self._calls.one("sleep_model", lambda channel: Models(channel).SleepModel, request)
         return response.model
 
     async def unload_model(self, model: str, *, server: str = "", grace_s: float | None = None) -> endpoint_pb2.Model:
         """Drop a model from memory; otherwise as `sleep_model`. Raises StokerError."""
         target = model_pb2.ModelTarget(model=model, server=server)
         request = model_pb2.UnloadModelRequest(target=target, grace=_duration(grace_s))
-        response = await self._call(
-            "unload_model",
-            lambda channel, metadata, timeout: model_pb2_grpc.ModelServiceStub(channel).UnloadModel(
-                request, metadata=metadata, timeout=timeout
-            ),
-        )
+        response = await self._calls.one("unload_model", lambda channel: Models(channel).UnloadModel, request)
         return response.model
 
     async def status(self, *, zone: str = "") -> router_pb2.StatusResponse:
         """What the router sees: zones, servers, models, load, breakers. Raises StokerError."""
         request = router_pb2.StatusRequest(zone=zone)
-        return await self._call(
-            "status",
-            lambda channel, metadata, timeout: router_pb2_grpc.RouterServiceStub(channel).Status(
-                request, metadata=metadata, timeout=timeout
-            ),
-        )
+        return await self._calls.one("status", lambda channel: RouterServiceStub(channel).Status, request)
 
     async def drain(self, server: str, *, grace_s: float | None = None) -> operations_pb2.DrainServerResponse:
         """Make a server leave; after `grace_s` (None: its own) its streams go on elsewhere. Raises StokerError."""
-        request = operations_pb2.DrainServerRequest(server=server)
-        if grace_s is not None:
-            request.grace.FromNanoseconds(round(grace_s * 1e9))
-        return await self._call(
-            "drain",
-            lambda channel, metadata, timeout: operations_pb2_grpc.OperationsServiceStub(channel).DrainServer(
-                request, metadata=metadata, timeout=timeout
-            ),
-        )
+        request = operations_pb2.DrainServerRequest(server=server, grace=_duration(grace_s))
+        return await self._calls.one("drain", lambda channel: OperationsServiceStub(channel).DrainServer, request)
 
     async def explain(
         self,
@@ -240,70 +191,13 @@ class Client:
     ) -> router_pb2.ExplainResponse:
         """What the request would cost on every server, term by term in ms; it is sent nowhere. Raises StokerError."""
         request = router_pb2.ExplainRequest(generation=build(prompt, messages, token_ids, model, options))
-        return await self._call(
-            "explain",
-            lambda channel, metadata, timeout: router_pb2_grpc.RouterServiceStub(channel).Explain(
-                request, metadata=metadata, timeout=timeout
-            ),
-        )
+        return await self._calls.one("explain", lambda channel: RouterServiceStub(channel).Explain, request)
 
     def _server(self, address: str) -> Peer:
         return Peer(address, self._hello, OF_SERVERS, Backoff(self._rng, 0.1, 2.0))
 
     def _router(self, address: str) -> Peer:
         return Peer(address, self._hello, LinkUse(), Backoff(self._rng, 0.1, 2.0))
-
-    async def _call(
-        self,
-        name: str,
-        start: Callable[[grpc.aio.Channel, Metadata, float | None], grpc.aio.UnaryUnaryCall[Request, Response]],
-        timeout_s: float | None = None,
-    ) -> Response:
-        """One answer to the call that `start` begins, from the first address that gives one."""
-        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        failed: StokerError | None = None
-        with self._traced(name) as metadata:
-            async with aclosing(self._addresses.connected(deadline.left_s())) as routers:
-                async for router in routers:
-                    call = start(router.channel, metadata, deadline.left_s())
-                    try:
-                        with raising_stoker_error():
-                            return await call
-                    except StokerError as error:
-                        failed = error
-                        if not worth_another_address(error):
-                            raise
-                        self._addresses.lost(router.address)
-                    finally:
-                        call.cancel()
-            raise failed or unreachable()
-
-    async def _answers(
-        self,
-        name: str,
-        start: Callable[[grpc.aio.Channel, Metadata, float | None], grpc.aio.UnaryStreamCall[Request, Response]],
-        timeout_s: float | None,
-    ) -> AsyncGenerator[Response, None]:
-        """The answers to a call that may be begun anew at any time, from the first address that gives them."""
-        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        failed: StokerError | None = None
-        with self._traced(name) as metadata:
-            async with aclosing(self._addresses.connected(deadline.left_s())) as routers:
-                async for router in routers:
-                    call = start(router.channel, metadata, deadline.left_s())
-                    try:
-                        with raising_stoker_error():
-                            async for response in call:
-                                yield response
-                            return
-                    except StokerError as error:
-                        failed = error
-                        if not worth_another_address(error):
-                            raise
-                        self._addresses.lost(router.address)
-                    finally:
-                        call.cancel()
-            raise failed or unreachable()
 
     async def _stream(
         self, generation: generation_pb2.Generation, timeout_s: float | None
@@ -316,8 +210,8 @@ class Client:
         self, name: str, generation: generation_pb2.Generation, timeout_s: float | None
     ) -> AsyncGenerator[inference_pb2.GenerateStreamResponse, None]:
         """The parts of the answer, through as many routers as it takes."""
-        deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        with self._traced(name) as metadata:
+        deadline = self._calls.deadline(timeout_s)
+        with self._calls.traced(name) as metadata:
             routers: Routers = self._addresses
             if self._mode is not Mode.RELAY:
                 routers = DirectRouters(self._addresses, self._servers, self._mode)
@@ -325,21 +219,6 @@ class Client:
             async with aclosing(answer) as parts:
                 async for part in parts:
                     yield part
-
-    @contextmanager
-    def _traced(self, name: str) -> Iterator[Metadata]:
-        """A span around a call, and the metadata that carries it on. The span is current only while the metadata is
-        made: a generator's body may be closed from another context."""
-        span = self._tracer.start_span(f"stoker.{name}", kind=trace.SpanKind.CLIENT)
-        try:
-            with trace.use_span(span):
-                metadata = tracing.inject()
-            yield metadata
-        except StokerError as error:
-            span.set_status(trace.Status(trace.StatusCode.ERROR, error.code.name))
-            raise
-        finally:
-            span.end()
 
     async def close(self) -> None:
         """Close the channels. Calls that still run fail with CANCELLED."""
@@ -361,3 +240,9 @@ def _duration(seconds: float | None) -> Duration | None:
     made = Duration()
     made.FromNanoseconds(round(seconds * 1e9))
     return made
+
+
+async def _progress(responses: AsyncGenerator[Readied, None]) -> AsyncGenerator[model_pb2.ModelProgress, None]:
+    async with aclosing(responses) as news:
+        async for response in news:
+            yield response.progress
