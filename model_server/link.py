@@ -21,7 +21,7 @@ from model_server.progress import Progress, Watch
 from stoker.v1 import endpoint_pb2, inference_pb2, worker_link_pb2
 from stoker_common import wire
 from stoker_common.clock import Clock
-from stoker_common.link.hello import hear_hello
+from stoker_common.link.hello import hear_hello, heard
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.served import ServedStreams, Start
 from stoker_common.link.versions import SPOKEN, Versions
@@ -161,14 +161,14 @@ class LinkSession:
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         while (data := await self._context.read()) is not grpc.aio.EOF:
-            request = wire.parse(worker_link_pb2.AttachRequest, data)
-            if self._streams.take(request, tasks):
-                continue
-            if request.HasField("move"):
-                self._direct.move(request.move.reservation, request.move.reason)
-            elif request.HasField("send_digest") and self._is_router:
-                self._digest.attach(self._feed)
-                self._outbox.wake()
+            for request in heard(data):
+                if self._streams.take(request, tasks):
+                    continue
+                if request.HasField("move"):
+                    self._direct.move(request.move.reservation, request.move.reason)
+                elif request.HasField("send_digest") and self._is_router:
+                    self._digest.attach(self._feed)
+                    self._outbox.wake()
 
     def _direct_news(self, news: worker_link_pb2.DirectStream) -> None:
         self._news.append(news)

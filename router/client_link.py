@@ -17,9 +17,9 @@ from router.entry import Entry
 from stoker.v1 import worker_link_pb2
 from stoker_common import wire
 from stoker_common.clock import Clock
-from stoker_common.link.hello import hear_hello
+from stoker_common.link.hello import hear_hello, heard
 from stoker_common.link.outbox import Outbox
-from stoker_common.link.served import ServedStreams, Start
+from stoker_common.link.served import Ask, ServedStreams, Start
 from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.link.writer import HEARTBEAT_S, LinkWriter
 from stoker_common.refusal import Refusal, unavailable
@@ -82,7 +82,7 @@ class ClientLink:
         self._entry = entry
         self._outbox = Outbox()
         self._writer = LinkWriter(self._outbox, context.write, clock)
-        self._streams = ServedStreams(self._outbox, f"{SERVICE}/Attach", self._serve)
+        self._streams = ServedStreams(self._outbox, f"{SERVICE}/Attach", self._serve, self._route)
         self._steps = 0
         self._leaving = False
 
@@ -115,7 +115,8 @@ class ClientLink:
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         while (data := await self._context.read()) is not grpc.aio.EOF:
-            self._streams.take(wire.parse(worker_link_pb2.AttachRequest, data), tasks)
+            for request in heard(data):
+                self._streams.take(request, tasks)
 
     async def _write(self) -> None:
         writer = self._writer
@@ -135,6 +136,12 @@ class ClientLink:
         async with aclosing(self._entry.generate(start.generation, start.remaining_s, start.parent)) as parts:
             async for data in parts:
                 self._outbox.put(start.stream_id, data, 0)
+
+    async def _route(self, ask: Ask) -> None:
+        if self._leaving:
+            raise _leaves()
+        response = await self._entry.route(ask.request, ask.remaining_s, ask.parent)
+        self._outbox.put(ask.stream_id, response.SerializeToString(), 0)
 
 
 def _leaves() -> Refusal:

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import grpc
 
@@ -23,9 +25,12 @@ from stoker_common.channel import client_options
 from stoker_common.clock import Clock
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
+from stoker_common.link.stream import LinkStream
+from stoker_common.link.versions import ROUTES
 from stoker_common.refusal import Code
 
 Part = inference_pb2.GenerateStreamResponse
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class LinkUse:
     streams: int = 2
     # A link without streams costs both sides two messages a second.
     idle_s: float = 5.0
+    # So many seconds between two questions for a server are worth one, too: a call costs the router much more.
+    asks_s: float = 1.0
     # After an attach that came to nothing: an older router, a proxy that takes no such streams.
     again_s: float = 10.0
     # How long a stream waits for the link that is being made. Else a burst would be as many calls to the end.
@@ -62,6 +69,7 @@ class Peer:
         self._closed = False
         self._attached: asyncio.Task[None] | None = None
         self._not_before_s = float("-inf")
+        self._asked_s = float("-inf")
         self._news = asyncio.Event()
         self._link = Link(
             address, f"the peer at {address}", self.channel, hello, use.rules, backoff, clock, _ignore, self._changed
@@ -82,7 +90,8 @@ class Peer:
                 self._attach()
                 await self._up()
             if self.linked and self._link.fits(asked := generation.SerializeToString()):
-                way = self._over_link(asked, metadata, timeout_s)
+                begin = partial(self._link.open, asked, timeout_s, metadata)
+                way = self._over_link(begin, timeout_s, Part.FromString)
             else:
                 way = self._by_call(generation, metadata, timeout_s)
             async with aclosing(way) as parts:
@@ -104,7 +113,17 @@ class Peer:
     async def route(
         self, request: router_pb2.RouteRequest, metadata: Metadata, timeout_s: float | None
     ) -> router_pb2.RouteResponse:
-        """A server, reserved by this router. Raises StokerError."""
+        """A server, reserved by this router: over the link once it is asked often. Raises StokerError."""
+        before_s, self._asked_s = self._asked_s, self._clock()
+        if self._asked_s - before_s < self._use.asks_s:
+            # For the questions to come: this one does not wait for it.
+            self._attach()
+        if self.linked and self._link.version >= ROUTES and Link.fits(asked := request.SerializeToString()):
+            begin = partial(self._link.ask, asked, timeout_s, metadata)
+            async with aclosing(self._over_link(begin, timeout_s, router_pb2.RouteResponse.FromString)) as answers:
+                async for answer in answers:
+                    return answer
+            raise StokerError(Code.INTERNAL, f"{self.who} answered a question for a server with nothing")
         call = router_pb2_grpc.RouterServiceStub(self.channel).Route(request, metadata=metadata, timeout=timeout_s)
         try:
             with raising_stoker_error():
@@ -142,16 +161,16 @@ class Peer:
             call.cancel()
 
     async def _over_link(
-        self, generation: bytes, metadata: Metadata, timeout_s: float | None
-    ) -> AsyncGenerator[Part, None]:
-        stream_id, stream = self._link.open(generation, timeout_s, metadata)
+        self, begin: Callable[[], tuple[int, LinkStream]], timeout_s: float | None, read: Callable[[bytes], Answer]
+    ) -> AsyncGenerator[Answer, None]:
+        stream_id, stream = begin()
         late = None
         if timeout_s is not None:
             # The peer ends it then as well, if it still can.
             late = asyncio.get_running_loop().call_later(timeout_s, stream.fail, _late())
         try:
             while (data := await stream.take()) is not None:
-                yield Part.FromString(data)
+                yield read(data)
         except LinkError as error:
             raise self._error(error) from error
         finally:
@@ -209,6 +228,7 @@ class Peer:
             await asyncio.wait((link,), timeout=self._use.idle_s / 4)
             if self._link.state is not LinkState.DOWN:
                 self._not_before_s = self._clock()
+            idle_since_s = max(idle_since_s, self._asked_s)
             if self._link.streams:
                 idle_since_s = self._clock()
             elif self._clock() - idle_since_s >= self._use.idle_s:

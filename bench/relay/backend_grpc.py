@@ -22,6 +22,8 @@ from discovery.messages import load_to_proto
 from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common import wire
 from stoker_common.channel import server_options
+from stoker_common.link.hello import hear_hello, heard
+from stoker_common.link.versions import SPOKEN
 
 ME = "mock"
 HEARTBEAT_S = 0.4
@@ -140,8 +142,8 @@ class Mock:
             await context.write(answer.token())
 
     async def _attach(self, _: object, context: wire.Context) -> None:
-        await context.read()
-        welcome = worker_link_pb2.Welcome(link_version=1)
+        _, version = hear_hello(await context.read(), SPOKEN, "mock")
+        welcome = worker_link_pb2.Welcome(link_version=version)
         await context.write(worker_link_pb2.AttachResponse(welcome=welcome).SerializeToString())
         link = Link(self._steps, context, self._name)
         async with asyncio.TaskGroup() as tasks:
@@ -169,12 +171,12 @@ class Link:
     async def read(self) -> None:
         """Until the router is gone."""
         while isinstance(data := await self._context.read(), bytes):
-            request = worker_link_pb2.AttachRequest.FromString(data)
-            if request.HasField("start"):
-                self._start(request.start)
-            elif request.HasField("cancel"):
-                self._paced.pop(request.cancel.stream_id, None)
-                self._unpaced.pop(request.cancel.stream_id, None)
+            for request in heard(data):
+                if request.HasField("start"):
+                    self._start(request.start)
+                elif request.HasField("cancel"):
+                    self._paced.pop(request.cancel.stream_id, None)
+                    self._unpaced.pop(request.cancel.stream_id, None)
 
     def _start(self, start: worker_link_pb2.StartStream) -> None:
         answer = Answer(generation_pb2.Generation.FromString(start.generation), self._name)
@@ -253,7 +255,7 @@ async def serve(port: int, consul_address: str, name: str) -> None:
                 engine="mock",
                 models=(ModelState(MODEL, Residency.HOT, 1 << 20),),
                 max_streams=4096,
-                link_version=1,
+                link_version=SPOKEN.highest,
                 load=LOAD,
             )
         )

@@ -6,6 +6,7 @@ A router attaches to servers, a client to servers or to a router.
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from stoker_common.link.progress import Progress
 from stoker_common.link.silence import Silence
 from stoker_common.link.state import Cause, LinkError, LinkState
 from stoker_common.link.stream import LinkStream
-from stoker_common.link.versions import SPOKEN, Versions
+from stoker_common.link.versions import MORE, SPOKEN, Versions
 from stoker_common.refusal import unavailable
 from stoker_common.tickets import METADATA_KEY
 
@@ -36,7 +37,8 @@ OnState = Callable[[LinkState], None]
 Metadata = tuple[tuple[str, str | bytes], ...]
 # Told of the peer's caches; False if a part was missed.
 OnDigest = Callable[[worker_link_pb2.CacheDigest], bool]
-_SEND_DIGEST = worker_link_pb2.AttachRequest(send_digest=worker_link_pb2.SendDigest())
+# What a message takes more beside another: its tag and its length.
+_MORE_BYTES = 8
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
 
 
@@ -95,10 +97,13 @@ class Link:
         self._on_digest = on_digest
         self._ids = itertools.count(1)
         self._streams: dict[int, LinkStream] = {}
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue()
+        self._outgoing: deque[worker_link_pb2.AttachRequest] = deque()
+        self._said = asyncio.Event()
         self._silence = Silence(rules.silent_s, 2 * rules.tick_s, clock())
         self._progress = Progress(rules.stalled_s, 2 * rules.tick_s, clock()) if rules.stalled_s is not None else None
         self.state = LinkState.DOWN
+        # The one that both speak, while it is up.
+        self.version = 0
         # Set once it has been up, or could not be had.
         self.tried = asyncio.Event()
         # Why it has been down since it was up last, as far as that was logged.
@@ -141,9 +146,17 @@ class Link:
 
         Of a call's metadata, the trace and the ticket go along.
         """
-        stream_id = next(self._ids)
+        return self._open(worker_link_pb2.StartStream(generation=generation), timeout_s, metadata)
+
+    def ask(self, route: bytes, timeout_s: float | None, metadata: Metadata = ()) -> tuple[int, LinkStream]:
+        """Ask a router for a server: a serialised `RouteRequest`. Else as `open`; not below version `ROUTES`."""
+        return self._open(worker_link_pb2.StartStream(route=route), timeout_s, metadata)
+
+    def _open(
+        self, start: worker_link_pb2.StartStream, timeout_s: float | None, metadata: Metadata
+    ) -> tuple[int, LinkStream]:
+        stream_id = start.stream_id = next(self._ids)
         stream = self._streams[stream_id] = LinkStream(self._rules.stream_bytes)
-        start = worker_link_pb2.StartStream(stream_id=stream_id, generation=generation)
         for key, value in metadata:
             if key == "traceparent" and isinstance(value, str):
                 start.traceparent = value
@@ -193,7 +206,8 @@ class Link:
             version = welcome.link_version
             if not self._versions.accept(version):
                 raise _NoVersion(f"it welcomes in version {version} of the link; {self._versions} is spoken here")
-            self._outgoing = asyncio.Queue()
+            self.version = version
+            self._outgoing.clear()
             self._silence.heard()
             if self._progress is not None:
                 self._progress.begin()
@@ -205,7 +219,7 @@ class Link:
             self.tried.set()
             self._become(LinkState.UP)
             if self._on_digest is not None:
-                self._say(_SEND_DIGEST)
+                self._say(worker_link_pb2.AttachRequest(send_digest=worker_link_pb2.SendDigest()))
             async with asyncio.TaskGroup() as tasks:
                 helpers = [tasks.create_task(self._write(call)), tasks.create_task(self._watch())]
                 await self._read(call)
@@ -246,7 +260,7 @@ class Link:
     def _cached(self, digest: worker_link_pb2.CacheDigest) -> None:
         """Before a step's outputs, so that whoever is told of a computed prompt finds it in the cache."""
         if self._on_digest is not None and not self._on_digest(digest):
-            self._say(_SEND_DIGEST)
+            self._say(worker_link_pb2.AttachRequest(send_digest=worker_link_pb2.SendDigest()))
 
     def _take(self, output: worker_link_pb2.StreamOutput) -> None:
         """Hand one stream what it got. Runs once a token and stream."""
@@ -267,8 +281,21 @@ class Link:
 
     async def _write(self, call: Call) -> None:
         # One writer: two concurrent writes fail with TOO_MANY_OPERATIONS.
-        while await _written(call, await self._outgoing.get()):
-            pass
+        while True:
+            while not self._outgoing:
+                self._said.clear()
+                await self._said.wait()
+            if not await _written(call, self._next().SerializeToString()):
+                return
+
+    def _next(self) -> worker_link_pb2.AttachRequest:
+        """What waits longest, and with it all that fits: what begins together is one message."""
+        first = self._outgoing.popleft()
+        if self.version >= MORE and self._outgoing:
+            size = first.ByteSize()
+            while self._outgoing and (size := size + self._outgoing[0].ByteSize() + _MORE_BYTES) <= MAX_REQUEST_BYTES:
+                first.more.append(self._outgoing.popleft())
+        return first
 
     async def _watch(self) -> None:
         while True:
@@ -309,7 +336,8 @@ class Link:
         return LinkError(Cause.STUCK, unavailable(f"{self._where} {how}", reason="SERVER_STUCK"))
 
     def _say(self, request: worker_link_pb2.AttachRequest) -> None:
-        self._outgoing.put_nowait(request.SerializeToString())
+        self._outgoing.append(request)
+        self._said.set()
 
     def _become(self, state: LinkState) -> None:
         if state is not self.state:

@@ -1,9 +1,18 @@
-"""The first words on a link, at its served end. Pure."""
+"""What is said on a link, at its served end: the first words, and how messages come. Pure."""
+
+from collections.abc import Iterator
 
 from stoker.v1 import worker_link_pb2
 from stoker_common import wire
 from stoker_common.link.versions import Versions
 from stoker_common.refusal import invalid
+
+
+def heard(data: bytes) -> Iterator[worker_link_pb2.AttachRequest]:
+    """The messages that came as one. Raises Refusal (INVALID_ARGUMENT) for what is none."""
+    request = wire.parse(worker_link_pb2.AttachRequest, data)
+    yield request
+    yield from request.more
 
 
 def hear_hello(data: object, versions: Versions, who: str) -> tuple[worker_link_pb2.Hello, int]:

@@ -7,10 +7,10 @@ from functools import partial
 
 from opentelemetry.context import Context
 
-from stoker.v1 import generation_pb2, worker_link_pb2
+from stoker.v1 import generation_pb2, router_pb2, worker_link_pb2
 from stoker_common import status, tracing, wire
 from stoker_common.link.outbox import Outbox
-from stoker_common.refusal import Refusal, invalid, unimplemented
+from stoker_common.refusal import Code, Refusal, invalid, unimplemented
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +24,30 @@ class Start:
     ticket: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A server that the peer asks for, as by `RouterService/Route`. Else as `Start`."""
+
+    stream_id: int
+    request: router_pb2.RouteRequest
+    remaining_s: float | None
+    parent: Context
+
+
 # Serves one, putting what it gets into the outbox. Raises what the peer is to be told.
 Serve = Callable[[Start], Awaitable[None]]
+Route = Callable[[Ask], Awaitable[None]]
 
 
 class ServedStreams:
     """All of one link. `method` is what the log calls it."""
 
-    def __init__(self, outbox: Outbox, method: str, serve: Serve) -> None:
+    def __init__(self, outbox: Outbox, method: str, serve: Serve, route: Route | None = None) -> None:
+        """Without `route` this side chooses no servers."""
         self._outbox = outbox
         self._method = method
         self._serve = serve
+        self._route = route
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def __len__(self) -> int:
@@ -80,15 +93,15 @@ class ServedStreams:
         try:
             if start.HasField("window_tokens"):
                 raise unimplemented("start.window_tokens", "is not there yet; leave it out")
-            await self._serve(
-                Start(
-                    stream_id,
-                    wire.parse(generation_pb2.Generation, start.generation),
-                    start.timeout.ToNanoseconds() / 1e9 if start.HasField("timeout") else None,
-                    tracing.extract((("traceparent", start.traceparent),)),
-                    start.ticket,
-                )
-            )
+            remaining_s = start.timeout.ToNanoseconds() / 1e9 if start.HasField("timeout") else None
+            parent = tracing.extract((("traceparent", start.traceparent),))
+            if start.route:
+                if self._route is None:
+                    raise Refusal(Code.UNIMPLEMENTED, "servers are asked for at routers; this is none")
+                await self._route(Ask(stream_id, wire.parse(router_pb2.RouteRequest, start.route), remaining_s, parent))
+            else:
+                generation = wire.parse(generation_pb2.Generation, start.generation)
+                await self._serve(Start(stream_id, generation, remaining_s, parent, start.ticket))
             outbox.end(stream_id)
         except asyncio.CancelledError:
             outbox.drop(stream_id)

@@ -24,5 +24,7 @@ class Versions:
         return f"{self.lowest}" if self.lowest == self.highest else f"{self.lowest} to {self.highest}"
 
 
+# From it on routers answer `StartStream.route`, and several messages may come as one, by `AttachRequest.more`.
+ROUTES = MORE = 2
 # A new version raises the highest; the lowest follows once nobody runs what speaks only that.
-SPOKEN = Versions(lowest=1, highest=1)
+SPOKEN = Versions(lowest=1, highest=2)

@@ -37,6 +37,7 @@ class AttachRequest(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
     SEND_DIGEST_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First, once."""
@@ -61,6 +62,10 @@ class AttachRequest(_message.Message):
     def send_digest(self) -> Global___SendDigest:
         """Tell what is cached, from now on."""
 
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttachRequest]:
+        """What follows it, in order: what was waiting when the first could be sent. Since version 2 of the link; of one level."""
+
     def __init__(
         self,
         *,
@@ -70,10 +75,11 @@ class AttachRequest(_message.Message):
         window: Global___Window | None = ...,
         move: Global___MoveStream | None = ...,
         send_digest: Global___SendDigest | None = ...,
+        more: _abc.Iterable[Global___AttachRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "send_digest", b"send_digest", "start", b"start", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "move", b"move", "send_digest", b"send_digest", "start", b"start", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "hello", b"hello", "message", b"message", "more", b"more", "move", b"move", "send_digest", b"send_digest", "start", b"start", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "start", "cancel", "window", "move", "send_digest"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
@@ -201,7 +207,7 @@ Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
 
 @_typing.final
 class StartStream(_message.Message):
-    """Begin a generation."""
+    """Begin a generation, or ask a router for a server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -211,6 +217,7 @@ class StartStream(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    ROUTE_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """The stream's number on this link, never used again. One that is in use is Refused."""
     generation: _builtins.bytes
@@ -221,6 +228,10 @@ class StartStream(_message.Message):
     """Tokens that may be sent before a Window allows more. Default: no limit."""
     ticket: _builtins.bytes
     """The router's ticket, a serialised `Ticket`. Default: none."""
+    route: _builtins.bytes
+    """Instead of a generation, a serialised `RouteRequest`: what `RouterService/Route` is asked. One chunk answers it, a serialised
+    `RouteResponse`. Since version 2 of the link. Default: none.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """How long the caller will wait. Default: forever."""
@@ -234,10 +245,11 @@ class StartStream(_message.Message):
         traceparent: _builtins.str = ...,
         window_tokens: _builtins.int | None = ...,
         ticket: _builtins.bytes = ...,
+        route: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "timeout", b"timeout", "window_tokens", b"window_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "generation", b"generation", "stream_id", b"stream_id", "ticket", b"ticket", "timeout", b"timeout", "traceparent", b"traceparent", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "generation", b"generation", "route", b"route", "stream_id", b"stream_id", "ticket", b"ticket", "timeout", b"timeout", "traceparent", b"traceparent", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_tokens: _TypeAlias = _typing.Literal["window_tokens"]  # noqa: Y015
     _WhichOneofArgType__window_tokens: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens"]  # noqa: Y015

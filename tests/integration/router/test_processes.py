@@ -74,12 +74,12 @@ def consul(tmp_path: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def mesh(folder: Path, consul: str) -> AsyncIterator[Router]:
+async def mesh(folder: Path, consul: str, *, ticket_key: str = "") -> AsyncIterator[Router]:
     """Consul, a simulated server, a router of two processes that sees it. All are killed after the block."""
     server_port, router_port, metrics_port = free_ports(3)
     async with AsyncExitStack() as held:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("STOKER_")}
-        common = [f"--consul-address={consul}", "--zone=zone-a"]
+        common = [f"--consul-address={consul}", "--zone=zone-a", f"--ticket-key={ticket_key}"]
         sim = ["--engine=sim", f"--model={MODEL}", "--sim-load-ms=0", "--sim-step-base-ms=8", "--metrics-port=-1"]
         flags = ["--processes=2", f"--listen-port={router_port}", f"--metrics-port={metrics_port}"]
         started = []

@@ -8,8 +8,10 @@ from typing import Literal
 import pytest
 
 from discovery.memory import MemoryCatalog
+from router.client_link import ClientLink
 from stoker.v1 import inference_pb2
 from stoker_client import Client, Code, StokerError
+from stoker_common.link.served import Ask
 from tests.fakes.fleet import MODEL
 from tests.fakes.mesh import Mesh, mesh
 from tests.fakes.until import until
@@ -81,6 +83,28 @@ async def test_answers_are_the_same(mode: Way, ticket_key: str) -> None:
             assert [each.code for each in answer.finished.attempts] == [0]
         await until(up.idle)
         assert not any(len(router.reservations) for router in up.routers.values())
+
+
+async def test_a_client_that_asks_often_asks_over_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_by_link: list[str] = []
+    route = ClientLink._route
+
+    async def counted(link: ClientLink, ask: Ask) -> None:
+        asked_by_link.append(ask.request.generation.text)
+        await route(link, ask)
+
+    monkeypatch.setattr(ClientLink, "_route", counted)
+    async with mesh(2, sim=SLOW, ticket_key=KEY) as up, Client(up.address, mode="direct") as client:
+        links = up.routers["zone-a"].client_links
+        await ask(client, ("first", {"max_tokens": 2}), streamed=True)
+        assert links.attached == 0, "a question now and then is not worth a link"
+        await ask(client, ("second", {"max_tokens": 2}), streamed=True)
+        await until(lambda: links.attached == 1)
+        asked = kinds()
+        await answers(client, asked)
+        assert sorted(asked_by_link) == sorted(prompt for prompt, _ in asked)
+        await until(up.idle)
+        assert not len(up.routers["zone-a"].reservations)
 
 
 @modes

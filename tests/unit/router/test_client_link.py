@@ -11,10 +11,10 @@ from opentelemetry.context import Context
 
 from router.client_link import ClientLink
 from router.entry import Entry
-from stoker.v1 import generation_pb2, worker_link_pb2
+from stoker.v1 import generation_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.link.outbox import Outbox
-from stoker_common.refusal import Code
+from stoker_common.refusal import Code, not_found
 from tests.fakes.until import until
 
 Response = worker_link_pb2.AttachResponse
@@ -54,6 +54,14 @@ class FakeEntry:
     def __init__(self) -> None:
         self.feeds: dict[str, asyncio.Queue[bytes | None]] = {}
         self.closed: list[str] = []
+
+    async def route(
+        self, request: router_pb2.RouteRequest, remaining_s: float | None, parent: Context
+    ) -> router_pb2.RouteResponse:
+        """See Entry."""
+        if request.generation.model != "m":
+            raise not_found("there is no such model", field="generation.model", reason="MODEL_NOT_FOUND")
+        return router_pb2.RouteResponse(server=f"for {request.generation.request_id}")
 
     async def generate(
         self, generation: generation_pb2.Generation, remaining_s: float | None, parent: Context
@@ -184,3 +192,37 @@ async def test_a_number_that_is_in_use_is_refused_and_its_stream_goes_on(monkeyp
         await until(lambda: any(output.last for output in link.context.outputs(1)))
         assert b"".join(output.chunk for output in link.context.outputs(1)) == b"x"
         assert not any(output.HasField("error") for output in link.context.outputs(1))
+
+
+def asks(stream_id: int, model: str) -> worker_link_pb2.AttachRequest:
+    """A question for a server."""
+    generation = generation_pb2.Generation(model=model, request_id=f"r{stream_id}")
+    route = router_pb2.RouteRequest(generation=generation).SerializeToString()
+    return worker_link_pb2.AttachRequest(start=worker_link_pb2.StartStream(stream_id=stream_id, route=route))
+
+
+async def test_a_server_is_asked_for_on_the_link_and_failures_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with up(monkeypatch) as link:
+        first = asks(1, "m")
+        first.more.extend([asks(2, "none"), asks(3, "m")])
+        link.context.said.put_nowait(first.SerializeToString())
+        await until(lambda: all(link.context.outputs(stream_id) for stream_id in (1, 2, 3)))
+        for stream_id in (1, 3):
+            (output,) = link.context.outputs(stream_id)
+            assert output.last and not output.HasField("error")
+            assert router_pb2.RouteResponse.FromString(output.chunk).server == f"for r{stream_id}"
+        (failed,) = link.context.outputs(2)
+        refusal = status.from_rpc_status(failed.error.status)
+        assert (refusal.code, refusal.reason, refusal.field) == (
+            Code.NOT_FOUND,
+            "MODEL_NOT_FOUND",
+            "generation.model",
+        )
+        assert sum(each.HasField("step") for each in link.context.got) == 1, "what came as one is answered as one"
+
+
+async def test_a_question_that_cannot_be_parsed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with up(monkeypatch) as link:
+        link.context.say(start=worker_link_pb2.StartStream(stream_id=1, route=b"\xff\xff\xff"))
+        await until(lambda: bool(link.context.outputs(1)))
+        assert status.from_rpc_status(link.context.outputs(1)[0].error.status).code is Code.INVALID_ARGUMENT

@@ -12,8 +12,11 @@ import pytest
 
 from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common.backoff import Backoff
+from stoker_common.channel import MAX_REQUEST_BYTES
 from stoker_common.link.client import Link, LinkRules
+from stoker_common.link.hello import heard
 from stoker_common.link.state import Cause, LinkError, LinkState
+from stoker_common.link.versions import MORE, SPOKEN
 from tests.fakes.until import until
 
 
@@ -24,6 +27,7 @@ class FakeCall:
         self.welcome = worker_link_pb2.Welcome(link_version=version)
         if running is not None:
             self.welcome.endpoint.load.running = running
+        self.written: list[worker_link_pb2.AttachRequest] = []
         self.over = asyncio.Event()
         self.refused = asyncio.Event()
         self._welcomed = False
@@ -32,6 +36,7 @@ class FakeCall:
         if self.over.is_set():
             self.refused.set()
             raise asyncio.InvalidStateError("RPC already finished.")
+        self.written.append(worker_link_pb2.AttachRequest.FromString(data))
 
     async def read(self) -> bytes:
         if not self._welcomed:
@@ -151,8 +156,47 @@ async def test_a_link_that_cannot_be_had_has_been_tried() -> None:
 async def test_a_server_that_welcomes_in_a_version_that_is_not_spoken_here_gets_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    link = link_over(FakeChannel(FakeCall(version=2)))
+    version = SPOKEN.highest + 1
+    link = link_over(FakeChannel(FakeCall(version=version)))
     with caplog.at_level(logging.WARNING):
         why = await link.attach()
-    assert why == "it welcomes in version 2 of the link; 1 is spoken here"
+    assert why == f"it welcomes in version {version} of the link; {SPOKEN} is spoken here"
     assert link.state is LinkState.DOWN
+
+
+async def written(call: FakeCall, generations: list[bytes]) -> list[worker_link_pb2.AttachRequest]:
+    """What goes out, after Hello, when so many streams begin at once."""
+    link = link_over(FakeChannel(call))
+    attaching = asyncio.ensure_future(link.attach())
+    try:
+        await until(lambda: link.state is LinkState.UP)
+        assert link.version == call.welcome.link_version
+        for generation in generations:
+            link.open(generation, None)
+        await until(lambda: sum(len(list(heard(_bytes(each)))) for each in call.written) == len(generations) + 1)
+        return call.written[1:]
+    finally:
+        attaching.cancel()
+        await asyncio.wait((attaching,))
+
+
+def _bytes(message: worker_link_pb2.AttachRequest) -> bytes:
+    return message.SerializeToString()
+
+
+async def test_what_begins_at_once_is_one_message_in_order() -> None:
+    (message,) = await written(FakeCall(version=MORE), [b"a", b"b", b"c"])
+    assert [each.start.generation for each in heard(_bytes(message))] == [b"a", b"b", b"c"]
+
+
+async def test_a_peer_of_before_gets_each_message_by_itself() -> None:
+    messages = await written(FakeCall(version=MORE - 1), [b"a", b"b"])
+    assert [each.start.generation for each in messages] == [b"a", b"b"]
+    assert not any(each.more for each in messages)
+
+
+async def test_what_would_be_too_large_together_is_sent_apart() -> None:
+    half = b"x" * (MAX_REQUEST_BYTES // 2 - 100)
+    messages = await written(FakeCall(version=MORE), [half, half, b"a", half])
+    assert all(each.ByteSize() <= MAX_REQUEST_BYTES for each in messages)
+    assert [len(each.more) for each in messages] == [2, 0]
