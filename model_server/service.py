@@ -4,7 +4,8 @@ from collections.abc import Awaitable
 
 import grpc
 
-from model_server.generation import Generator, Write
+from model_server.generation import Generator
+from model_server.run import Write
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold

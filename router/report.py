@@ -12,7 +12,7 @@ from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import NOTHING
 from router.messages import calibration, cost
-from router.router import Router
+from router.picks import Picks
 from router.snapshot import Member
 from stoker.v1 import generation_pb2, model_pb2, router_pb2
 
@@ -43,9 +43,9 @@ class Identity:
 class Report:
     """Answers operators' questions from the router's own state; asks nobody."""
 
-    def __init__(self, identity: Identity, router: Router, fleet: Fleet, learned: Learned) -> None:
+    def __init__(self, identity: Identity, picks: Picks, fleet: Fleet, learned: Learned) -> None:
         self._identity = identity
-        self._router = router
+        self._picks = picks
         self._fleet = fleet
         self._learned = learned
 
@@ -80,9 +80,9 @@ class Report:
 
     def explain(self, generation: generation_pb2.Generation) -> router_pb2.ExplainResponse:
         """What the request would cost on every server that lists its model. Raises Refusal for an unknown model."""
-        request = self._router.describe(generation)
-        choices = self._router.choices(request)
-        chosen = self._router.choose(request)
+        request = self._picks.describe(generation)
+        choices = self._picks.choices(request)
+        chosen = self._picks.choose(request)
         candidates = [
             router_pb2.Candidate(
                 server=candidate.holder.member.endpoint.server,

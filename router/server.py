@@ -144,17 +144,17 @@ class RouterServer:
         self._entry = Entry(self.router, direct, world.clock)
         self.client_links = ClientLinks(self._entry, world.clock, self.registry)
         self.registry.register(FleetCollector(self.fleet, self.learned.ledger, self.learned.breakers, world.clock))
-        self.report = Report(identity, self.router, self.fleet, self.learned)
+        self.report = Report(identity, self.router.picks, self.fleet, self.learned)
         self._data_path = DataPath(self.fleet, world.transport, self._forget, rng=world.rng)
         self._maintenance = Maintenance(
-            self.fleet, self.router.running, self.router.movable, world.clock, settings.maintenance_grace_s
+            self.fleet, self.router.running, self.router.onward.movable, world.clock, settings.maintenance_grace_s
         )
         self._crawl = Crawl(
             self.fleet,
             self.router.running,
             self.learned.ledger,
             self.learned.breakers,
-            self.router.movable,
+            self.router.onward.movable,
             world.clock,
         )
         self.transport.hear(self.reservations.news)

@@ -308,7 +308,7 @@ async def test_an_operator_moves_it() -> None:
     where = key(up.on(routed.server))
     moved = up.bench.router.running.empty(
         where,
-        lambda attempt: up.bench.router.movable(where, attempt),
+        lambda attempt: up.bench.router.onward.movable(where, attempt),
         lambda: EndpointError(Fault.MOVED, unavailable("maintenance")),
     )
     assert (moved, up.transport.moved) == (1, [routed.reservation])
