@@ -25,6 +25,7 @@ from model_server.engine import (
     ResumeMode,
 )
 from stoker.v1 import generation_pb2, inference_pb2
+from tests.fakes.stopwatch import Stopwatch
 
 NOT_ENDED = inference_pb2.FINISH_REASON_UNSPECIFIED
 STOP = inference_pb2.FINISH_REASON_STOP
@@ -117,9 +118,9 @@ async def whole(engine: Engine, request: EngineRequest) -> Whole:
 
 async def until(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
     """Wait for a condition that no event announces."""
-    deadline = time.monotonic() + timeout_s
+    watch = Stopwatch()
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        assert watch.s < timeout_s, f"not within {timeout_s} s: {what}"
         await asyncio.sleep(0.005)
 
 

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from model_server.engines.vllm_settings import VllmSettings, environment
 from stoker.v1 import generation_pb2, inference_pb2
 from tests.contract.engine_contract import Capabilities, EngineContract, Kill
 from tests.contract.resume_contract import ResumeContract
+from tests.fakes.stopwatch import Stopwatch
+from tests.fakes.until import until
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct"
@@ -38,7 +39,6 @@ pytestmark = [
     pytest.mark.timeout(180),
     # What vLLM and its libraries warn of is theirs.
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.xdist_group("vllm"),
 ]
 
 
@@ -88,13 +88,6 @@ def engine_processes() -> list[psutil.Process]:
     """This process's children but for multiprocessing's own helper, which lives as long as the process."""
     children = psutil.Process().children(recursive=True)
     return [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
-
-
-async def until(condition: Callable[[], bool], within_s: float) -> None:
-    """Wait for a condition, not longer than `within_s`."""
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110  # The engine says when it has steps, not when it has none.
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +306,7 @@ async def test_closing_a_stream_aborts_it_at_once(run: Runner) -> None:
     for stream in streams:
         await anext(stream)
     assert run.engine.load().running > 0
-    started = time.monotonic()
+    watch = Stopwatch()
     for stream in streams:
         await stream.aclose()
     # The engine core has let go of them too: a stream that comes now is alone in its steps.
@@ -324,7 +317,7 @@ async def test_closing_a_stream_aborts_it_at_once(run: Runner) -> None:
                 break
     finally:
         await alone.aclose()
-    assert time.monotonic() - started < 1.0
+    assert watch.s < 1.0
     assert run.engine.load().running == 0
 
 

@@ -13,11 +13,12 @@ from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2, mo
 from tests.e2e.test_vllm_server import MODEL, ROOT
 from tests.fakes.inference import channel_to, stream, token_ids, unary
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 READY_WITHIN_S = 200.0
-# A router calls a server dead after 2 s of silence, and heartbeats are due every 0.5 s.
-LATEST_BEAT_S = 0.5
+# A router calls a server dead after 2 s of silence, and heartbeats are due every 0.5 s: none may be later than the
+# first. Nine of ten are not later than the second, but for what the machine does without a load.
+LATEST_BEAT_S, USUAL_BEAT_S = 1.5, 0.5
 CONTROL_S = 3.0
 
 
@@ -116,10 +117,13 @@ async def test_two_models_answer_in_turn_and_at_once_and_one_loads_beside_the_ot
                 assert sum(at < ready_at for at in came) > 20, "the other's stream went on meanwhile"
                 reading.cancel()
                 beating.cancel()
-            lags, gap_s = beating.result(), max(after - before for before, after in pairwise(came))
-            figures = f"latest heartbeat {max(lags):.3f} s of {len(lags)}, {control_s:.3f} s without a load"
+            lags, gap_s = sorted(beating.result()), max(after - before for before, after in pairwise(came))
+            usual_s = lags[len(lags) * 9 // 10]
+            figures = (
+                f"heartbeats {usual_s:.3f} s late (p90), at most {lags[-1]:.3f} s; {control_s:.3f} s without a load"
+            )
             sys.stdout.write(f"{figures}; longest gap of the stream {gap_s:.3f} s\n")
-            assert max(lags) < LATEST_BEAT_S + control_s, figures
+            assert lags[-1] < LATEST_BEAT_S and usual_s < USUAL_BEAT_S + control_s, figures
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 60)

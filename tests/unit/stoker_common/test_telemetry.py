@@ -147,7 +147,8 @@ def test_tracing_off_sets_nothing_global_and_costs_next_to_nothing() -> None:
         with off.span("pick"):
             pass
 
-    cost_s = min(timeit.repeat(span, number=2000, repeat=10)) / 2000
+    # Each try is shorter than a turn on a busy processor: one of them has it to itself.
+    cost_s = min(timeit.repeat(span, number=100, repeat=500)) / 100
     assert trace.get_tracer_provider() is before
     # 2 µs on an idle machine; 5 is the budget.
     assert cost_s < 5e-6
