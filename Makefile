@@ -7,6 +7,9 @@ EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 VENV := .venv/bin
 CODE := $(wildcard discovery router model_server stoker_common stoker_client tests deploy bench)
 
+# What starts real engines is one worker's, the rest the other's (docs/adr/0111). CI's log names each test as it ends.
+WORKERS := -n 2 $(if $(CI),-v)
+
 # Without byte code, importing vLLM takes 15 s each time instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -27,14 +30,14 @@ up: setup ## Start a local mesh; ARGS="--zones 2 --engine sim" and more: stoker 
 down: setup ## Stop it
 	@$(VENV)/stoker down
 
-test: setup ## All tests: unit, contract, integration, e2e; ARGS="-k name" narrows
-	@$(VENV)/pytest $(ARGS)
+test: setup ## All tests: unit, contract, integration, e2e, in two processes; ARGS="-k name" narrows, ARGS="-n 0" is one
+	@$(VENV)/pytest $(WORKERS) $(ARGS)
 
 test-unit: setup ## Unit tests only: no network, no processes
 	@$(VENV)/pytest tests/unit $(ARGS)
 
 test-fast: setup ## All but those with a real engine and the slow ones
-	@$(VENV)/pytest -m 'not e2e and not slow and not chaos' $(ARGS)
+	@$(VENV)/pytest $(WORKERS) -m 'not e2e and not slow and not chaos' $(ARGS)
 
 chaos: setup ## A short set of faults on real processes in two zones, Consul away for a minute: a few minutes
 	@$(VENV)/pytest -m chaos $(ARGS)

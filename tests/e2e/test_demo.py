@@ -16,7 +16,7 @@ from stoker_client.mesh.state import MeshState
 ROOT = Path(__file__).resolve().parents[2]
 
 # The demo takes a minute on two idle cores, most of it vLLM's start.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480), pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
 
 @pytest.fixture

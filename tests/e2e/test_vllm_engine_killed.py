@@ -21,7 +21,7 @@ from stoker_client.mesh import state
 from stoker_client.mesh.state import Kind, MeshState, Phase, ProcessState
 from stoker_common.channel import client_options
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("vllm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(os.environ.get("STOKER_MODEL") or ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct")
