@@ -19,6 +19,7 @@ from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
 from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.parts import tokens_in
+from stoker_common.refusal import unavailable
 
 _FAULTS = {Cause.LOST: Fault.LINK, Cause.STUCK: Fault.SERVER, Cause.SLOW_READER: Fault.CALLER}
 # A link that broke is tried again soon: a restarted server is up within seconds; and not all routers at once.
@@ -73,6 +74,9 @@ class LinkTransport:
         key = (endpoint.server, endpoint.epoch)
         self._use(key)
         link, _ = self._links.get(key, (None, None))
+        if link is not None and link.elsewhere:
+            text = f"{_where(endpoint)} is gone: another one answers at its address"
+            raise EndpointError(Fault.LINK, unavailable(text, reason="SERVER_LOST"))
         linked = link is not None and link.state in (LinkState.UP, LinkState.STALLED)
         if link is None or not linked or not link.fits(asked := generation.SerializeToString()):
             async with aclosing(self._calls.attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
@@ -104,10 +108,11 @@ class LinkTransport:
         return await self._calls.put_away(endpoint, model, to, grace_s)
 
     async def answers(self, endpoint: Endpoint, timeout_s: float) -> bool:
-        """See `Transport`. A link that is up is the answer: its heartbeats are."""
+        """See `Transport`. A link that is up is the answer: its heartbeats are. And where it found another one, health
+        is that one's."""
         link, _ = self._links.get((endpoint.server, endpoint.epoch), (None, None))
-        if link is not None and link.state is LinkState.UP:
-            return True
+        if link is not None and (link.elsewhere or link.state is LinkState.UP):
+            return not link.elsewhere
         return await self._calls.answers(endpoint, timeout_s)
 
     def keep(self, endpoints: Iterable[Endpoint]) -> None:
@@ -174,7 +179,7 @@ class LinkTransport:
     def _link(self, key: Key, endpoint: Endpoint) -> Link:
         return Link(
             endpoint.server,
-            f"server {endpoint.server} at {endpoint.address} in {endpoint.zone}",
+            _where(endpoint),
             self._calls.channel(key, endpoint.address),
             self._hello,
             self._rules,
@@ -187,7 +192,12 @@ class LinkTransport:
             versions=self._versions,
             # A server of before does not count its chunks' tokens, and what the router learns is made of them.
             count=tokens_in,
+            epoch=endpoint.epoch,
         )
+
+
+def _where(endpoint: Endpoint) -> str:
+    return f"server {endpoint.server} at {endpoint.address} in {endpoint.zone}"
 
 
 def _endpoint_error(error: LinkError, endpoint: Endpoint) -> EndpointError:

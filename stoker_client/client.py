@@ -55,10 +55,10 @@ class Client:
     """A client of the mesh behind one or several routers (or model servers: they serve the same calls).
 
     An address is `host:port`, `name:port` (each of the name's DNS records is a router) or `consul://host:port` (a
-    Consul agent, whose zone's routers come first). Routers are tried in that order until one answers. When one is lost
-    while it answers, another one goes on, and the caller sees one answer (docs/adr/0043). Several streams at once share
-    a link to their router (docs/adr/0105). Belongs to the event loop that first uses it; `async with` or `close()`
-    closes its channels.
+    Consul agent, whose zone's routers come first). Addresses are tried in that order, a name's or a zone's routers in
+    an order of this client's own, until one answers. When one is lost while it answers, another one goes on, and the
+    caller sees one answer (docs/adr/0043). Several streams at once share a link to their router (docs/adr/0105).
+    Belongs to the event loop that first uses it; `async with` or `close()` closes its channels.
 
         async with Client("127.0.0.1:7070") as client:
             answer = await client.generate("The capital of France is", model="SmolLM2-135M-Instruct", temperature=0)
@@ -88,7 +88,7 @@ class Client:
         self._hello = worker_link_pb2.Hello(
             link_version=SPOKEN.highest, router=f"client-{uuid.uuid4().hex[:12]}", client=True
         )
-        self._addresses = Addresses([source(form) for form in forms], connect_timeout_s, self._router)
+        self._addresses = Addresses([source(form, self._rng) for form in forms], connect_timeout_s, self._router)
         self._servers = Servers(self._server)
         self._mode = Mode(mode)
         self._rules = ResumeRules(resume_within_s)

@@ -1,6 +1,8 @@
-"""Routers found in Consul: those of the agent's own zone first, other zones' after them."""
+"""Routers found in Consul: those of the agent's own zone first, other zones' after them; within a zone in this client's
+own order."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,6 +10,7 @@ from discovery.agent_api import AgentApi
 from discovery.consul_client import ConsulClient
 from discovery.errors import CatalogError
 from discovery.router_record import SERVICE, RouterRecord, read_routers
+from stoker_client.sources import salt, spread
 
 # A call that breaks off asks again, and a hundred that break off together ask once.
 LEAST_AGE_S = 0.5
@@ -24,9 +27,11 @@ class ConsulRouters:
     def __init__(
         self,
         address: str,
+        rng: random.Random,
         agent: AgentApi | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._salt = salt(rng)
         self._name = f"consul://{address}"
         self._client = ConsulClient(address) if agent is None else None
         self._agent: AgentApi = agent or self._client  # type: ignore[assignment]  # one of the two is there
@@ -46,9 +51,13 @@ class ConsulRouters:
                 self._doubted = False
                 await self._read(min(within_s, ONE_ZONE_S))
                 self._read_s = self._clock()
-        records = [record for routers in self._zones.values() for record in routers]
         # Consul calls a router critical whose agent lost touch with it: it may answer all the same.
-        return [record.address for record in sorted(records, key=lambda record: not record.passing)]
+        return [
+            address
+            for passing in (True, False)
+            for routers in self._zones.values()
+            for address in spread((each.address for each in routers if each.passing is passing), self._salt)
+        ]
 
     def doubt(self, address: str) -> None:
         """See Source."""

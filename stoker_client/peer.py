@@ -201,7 +201,8 @@ class Peer:
         """Wait for the link that is being made, as long as a stream may."""
         try:
             async with asyncio.timeout(self._use.wait_s):
-                while self._attached is not None and not self.linked:
+                # One that leaves is not coming.
+                while self._attached is not None and self._link.state is LinkState.DOWN:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:

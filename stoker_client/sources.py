@@ -2,9 +2,11 @@
 
 import asyncio
 import ipaddress
+import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from hashlib import sha256
 from typing import Protocol
 
 CONSUL = "consul://"
@@ -31,9 +33,14 @@ class Named:
     """One `host:port`. A name stands for all of its A and AAAA records, each a router of its own."""
 
     def __init__(
-        self, address: str, resolve: Resolve | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        address: str,
+        rng: random.Random,
+        resolve: Resolve | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
+        self._salt = salt(rng)
         self._host, self._port = _split(address)
         self._resolve = resolve or _resolve
         self._clock = clock
@@ -54,9 +61,14 @@ class Named:
             except (OSError, TimeoutError):
                 # Fail static: a resolver that is away takes no router from us.
                 found = ()
-            self._known = tuple(dict.fromkeys(found)) or self._known
+            self._known = tuple(self._ordered(found)) or self._known
             self._ask_again_s = self._clock() + DNS_AGE_S
         return self._known
+
+    def _ordered(self, found: Sequence[str]) -> list[str]:
+        """Which family comes first is the resolver's to say: the other one may have no way out of here."""
+        first = [each for each in found if _is_v6(each) == _is_v6(found[0])]
+        return spread(first, self._salt) + spread((each for each in found if each not in first), self._salt)
 
     def doubt(self, address: str) -> None:
         """See Source."""
@@ -67,16 +79,27 @@ class Named:
         """See Source."""
 
 
-def source(form: str) -> Source:
+def salt(rng: random.Random) -> bytes:
+    """What makes an order this client's own."""
+    return rng.randbytes(8)
+
+
+def spread(addresses: Iterable[str], salt: bytes) -> list[str]:
+    """Each address once, in the order of the client with this salt. A name's or a zone's routers are alike, and whoever
+    names them names the same one first to everybody: a thousand clients would crowd it while the others idle."""
+    return sorted(set(addresses), key=lambda address: sha256(salt + address.encode()).digest())
+
+
+def source(form: str, rng: random.Random) -> Source:
     """The source that `form` names: `host:port`, `name:port` or `consul://host:port`. Raises ValueError."""
     if form.startswith(CONSUL):
         # Loaded when it is asked for: `stoker generate` starts in half the time without.
         from stoker_client.consul_routers import ConsulRouters
 
-        return ConsulRouters(form.removeprefix(CONSUL))
+        return ConsulRouters(form.removeprefix(CONSUL), rng)
     if not form:
         raise ValueError("a router's address is empty; write host:port, or consul://host:port")
-    return Named(form)
+    return Named(form, rng)
 
 
 def _split(address: str) -> tuple[str, int]:
@@ -90,6 +113,10 @@ def _split(address: str) -> tuple[str, int]:
     except ValueError:
         return host, int(port)
     return "", 0
+
+
+def _is_v6(address: str) -> bool:
+    return address.startswith("[")
 
 
 async def _resolve(host: str, port: int) -> Sequence[str]:

@@ -79,9 +79,12 @@ class Link:
         on_direct: OnDirect | None = None,
         versions: Versions = SPOKEN,
         count: Callable[[bytes], int] = lambda chunk: 0,
+        epoch: str = "",
     ) -> None:
         """With `on_digest`, the peer is asked what it has cached. `hello` tells the highest of `versions`. `count` says
-        how many tokens a chunk has whose peer does not tell."""
+        how many tokens a chunk has whose peer does not tell. `epoch`: the life that is meant, empty for whoever answers
+        there: an address may be another server's by now."""
+        self._epoch = epoch
         self._versions = versions
         self._count = count
         self._peer = peer
@@ -104,6 +107,8 @@ class Link:
         self.state = LinkState.DOWN
         # The one that both speak, while it is up.
         self.version = 0
+        # Whether another one answered where this one is said to be, when it was tried last.
+        self.elsewhere = False
         # Set once it has been up, or could not be had.
         self.tried = asyncio.Event()
         # Why it has been down since it was up last, as far as that was logged.
@@ -188,7 +193,7 @@ class Link:
         except* grpc.aio.AioRpcError as group:
             error = group.exceptions[0]
             why = (error.details() or error.code().name) if isinstance(error, grpc.aio.AioRpcError) else str(error)
-        except* _NoVersion as group:
+        except* _Unwelcome as group:
             why = str(group.exceptions[0])
         except* (_Silent, TimeoutError):
             why = f"no sign of life for {self._rules.silent_s:g} s"
@@ -205,7 +210,11 @@ class Link:
             welcome = worker_link_pb2.AttachResponse.FromString(first).welcome
             version = welcome.link_version
             if not self._versions.accept(version):
-                raise _NoVersion(f"it welcomes in version {version} of the link; {self._versions} is spoken here")
+                raise _Unwelcome(f"it welcomes in version {version} of the link; {self._versions} is spoken here")
+            there = welcome.endpoint
+            self.elsewhere = bool(self._epoch and there.epoch) and there.epoch != self._epoch
+            if self.elsewhere:
+                raise _Unwelcome(f"at its address is {there.server} in its life {there.epoch}, not {self._epoch}")
             self.version = version
             self._outgoing.clear()
             self._silence.heard()
@@ -361,8 +370,8 @@ async def _written(call: Call, data: bytes) -> bool:
     return True
 
 
-class _NoVersion(Exception):
-    """The server speaks a version that this side does not."""
+class _Unwelcome(Exception):
+    """Who answered is not who was meant, or speaks a version that this side does not."""
 
 
 class _Silent(Exception):

@@ -253,6 +253,21 @@ async def test_a_server_that_cannot_be_reached_is_told_from_one_that_fails(kind:
         assert await up.transport.answers(up.endpoint, 0.5)
 
 
+async def test_a_server_at_whose_address_another_one_answers_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """Addresses are given away again, and a restarted server is another one: what is well there is not this one."""
+    async with way("links") as up:
+        gone = replace(up.endpoint, server="gone", epoch="before")
+        up.transport.keep([up.endpoint, gone])
+        # A link that was never up says nothing; the log tells why.
+        await until(lambda: any("not before" in str(record.__dict__.get("why")) for record in caplog.records))
+        assert not await up.transport.answers(gone, 1.0)
+        error = await up.refused(generation(), endpoint=gone)
+        assert (error.fault, error.refusal.reason) == (Fault.LINK, "SERVER_LOST")
+        assert up.states == [LinkState.UP]
+        assert await up.transport.answers(up.endpoint, 1.0)
+        assert len((await up.ask(generation(max_tokens=5))).outputs[0].token_ids) == 5
+
+
 @kinds
 async def test_the_deadline_goes_along(kind: str) -> None:
     async with way(kind, SLOW) as up:

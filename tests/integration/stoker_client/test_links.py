@@ -197,6 +197,19 @@ async def test_a_draining_router_lets_what_runs_on_a_link_end_and_then_leaves() 
             await until(up.idle)
 
 
+async def test_what_begins_while_its_router_drains_does_not_wait_for_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    use = LinkUse(wait_s=20.0)
+    monkeypatch.setattr("stoker_client.client.LinkUse", lambda: use)
+    async with mesh(1, zones=("zone-a", "zone-b"), sim=SLOW, drain_seconds=30.0) as up:
+        async with Client([up.address_of("zone-a"), up.address_of("zone-b")]) as client:
+            async with linked(client, up.routers["zone-a"]):
+                up.routers["zone-a"].stop()
+                await until(lambda: not client._addresses._peers[up.address_of("zone-a")].linked)
+                began_s = asyncio.get_running_loop().time()
+                await client.generate("elsewhere", model=MODEL, max_tokens=3)
+                assert asyncio.get_running_loop().time() - began_s < 10.0
+
+
 async def test_a_router_that_knows_no_links_is_called() -> None:
     async with serving() as old, Client(old.address) as client:
         answers = await asyncio.gather(*(client.generate("x", model="m") for _ in range(20)))

@@ -1,5 +1,7 @@
 """Where routers' addresses come from."""
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +13,8 @@ from discovery.errors import CatalogError
 from discovery.router_record import SERVICE, encode_router
 from stoker_client.consul_routers import ConsulRouters
 from stoker_client.sources import DNS_AGE_S, Named, source
+
+RNG = random.Random(1)
 
 
 class Clock:
@@ -35,13 +39,13 @@ class Names:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:7070", "[::1]:7070", "unix:/run/r.sock", "dns:///routers:7070"])
 async def test_an_address_is_taken_as_it_is(address: str) -> None:
-    assert await Named(address, Names("10.0.0.9")).addresses(1.0) == (address,)
+    assert await Named(address, RNG, Names("10.0.0.9")).addresses(1.0) == (address,)
 
 
 async def test_a_name_stands_for_all_its_records() -> None:
     clock, names = Clock(), Names("10.0.0.1", "10.0.0.2")
-    routers = Named("routers:7070", names, clock)
-    assert await routers.addresses(1.0) == ("10.0.0.1:7070", "10.0.0.2:7070")
+    routers = Named("routers:7070", RNG, names, clock)
+    assert sorted(await routers.addresses(1.0)) == ["10.0.0.1:7070", "10.0.0.2:7070"]
     await routers.addresses(1.0)
     assert names.asked == 1
     names.found = ["10.0.0.3"]
@@ -56,18 +60,46 @@ async def test_a_name_stands_for_all_its_records() -> None:
 
 async def test_a_resolver_that_is_away_takes_no_router() -> None:
     names = Names("10.0.0.1")
-    routers = Named("routers:7070", names, Clock())
+    routers = Named("routers:7070", RNG, names, Clock())
     assert await routers.addresses(1.0) == ("10.0.0.1:7070",)
     names.away = True
     routers.doubt("10.0.0.1:7070")
     assert await routers.addresses(1.0) == ("10.0.0.1:7070",)
 
 
+async def test_clients_spread_over_a_names_routers_and_each_keeps_its_order() -> None:
+    rng, names = random.Random(1), Names(*(f"10.0.0.{number}" for number in range(1, 5)))
+    clients = [Named("routers:7070", rng, names, Clock()) for _ in range(400)]
+    firsts = Counter([(await client.addresses(1.0))[0] for client in clients])
+    assert len(firsts) == 4 and min(firsts.values()) > 70
+    before = await clients[0].addresses(1.0)
+    names.found.reverse()
+    clients[0].doubt(before[0])
+    assert await clients[0].addresses(1.0) == before
+
+
+async def test_which_family_of_addresses_comes_first_is_the_resolvers_to_say() -> None:
+    names = Names("[fd00::1]", "10.0.0.1", "[fd00::2]", "10.0.0.2")
+    for _ in range(20):
+        found = await Named("routers:7070", RNG, names, Clock()).addresses(1.0)
+        assert [address.startswith("[") for address in found] == [True, True, False, False]
+
+
+async def test_clients_spread_over_the_own_zones_routers() -> None:
+    rng, agent = random.Random(1), Agent()
+    agent.routers["zone-a"] = [(f"a{number}", f"10.0.0.{number}:7070", None) for number in range(1, 4)]
+    clients = [ConsulRouters("127.0.0.1:8500", rng, agent, Clock()) for _ in range(300)]
+    orders = [await client.addresses(1.0) for client in clients]
+    firsts = Counter(order[0] for order in orders)
+    assert len(firsts) == 3 and min(firsts.values()) > 70
+    assert all(order[3:] == ["10.1.0.1:7070"] for order in orders)
+
+
 def test_forms() -> None:
-    assert str(source("consul://127.0.0.1:8500")) == "consul://127.0.0.1:8500"
-    assert str(source("routers:7070")) == "routers:7070"
+    assert str(source("consul://127.0.0.1:8500", RNG)) == "consul://127.0.0.1:8500"
+    assert str(source("routers:7070", RNG)) == "routers:7070"
     with pytest.raises(ValueError, match="empty"):
-        source("")
+        source("", RNG)
 
 
 class Agent(AgentApi):
@@ -123,13 +155,13 @@ class Agent(AgentApi):
 
 
 async def test_the_own_zone_comes_first_and_who_leaves_not_at_all() -> None:
-    routers = ConsulRouters("127.0.0.1:8500", Agent(), Clock())
+    routers = ConsulRouters("127.0.0.1:8500", RNG, Agent(), Clock())
     assert await routers.addresses(1.0) == ["10.0.0.1:7070", "10.1.0.1:7070"]
 
 
 async def test_it_is_read_again_once_a_router_failed() -> None:
     agent, clock = Agent(), Clock()
-    routers = ConsulRouters("127.0.0.1:8500", agent, clock)
+    routers = ConsulRouters("127.0.0.1:8500", RNG, agent, clock)
     await routers.addresses(1.0)
     agent.routers["zone-a"] = [("a2", "10.0.0.2:7070", None)]
     clock.now_s += 60
@@ -144,14 +176,14 @@ async def test_it_is_read_again_once_a_router_failed() -> None:
 async def test_critical_ones_come_last() -> None:
     agent = Agent()
     agent.status["a1"] = "critical"
-    routers = ConsulRouters("127.0.0.1:8500", agent, Clock())
+    routers = ConsulRouters("127.0.0.1:8500", RNG, agent, Clock())
     assert await routers.addresses(1.0) == ["10.1.0.1:7070", "10.0.0.1:7070"]
 
 
 @pytest.mark.parametrize("fault", ["agent away", "zone away", "empty", "unlisted"])
 async def test_what_cannot_be_believed_takes_no_router(fault: str) -> None:
     agent, clock = Agent(), Clock()
-    routers = ConsulRouters("127.0.0.1:8500", agent, clock)
+    routers = ConsulRouters("127.0.0.1:8500", RNG, agent, clock)
     known = await routers.addresses(1.0)
     if fault == "agent away":
         agent.away = {"zone-a", "zone-b"}
@@ -169,4 +201,4 @@ async def test_what_cannot_be_believed_takes_no_router(fault: str) -> None:
 async def test_nothing_known_is_no_address() -> None:
     agent = Agent()
     agent.away = {"zone-a", "zone-b"}
-    assert await ConsulRouters("127.0.0.1:8500", agent, Clock()).addresses(1.0) == []
+    assert await ConsulRouters("127.0.0.1:8500", RNG, agent, Clock()).addresses(1.0) == []
