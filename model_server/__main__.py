@@ -21,8 +21,8 @@ from model_server.gpu import NvmlGpus
 from model_server.host import Host
 from model_server.lifecycle import EXIT_FAILED
 from model_server.record import Device
-from model_server.residency.spec import ModelSpec
-from model_server.residency.staged import is_whole
+from model_server.residency.spec import AdapterSpec, ModelSpec
+from model_server.residency.staged import is_whole, is_whole_adapter
 from model_server.server import ModelServer
 from stoker_common import logs, metrics, tracing
 from stoker_common.backoff import Backoff
@@ -49,7 +49,9 @@ async def serve(settings: ServerSettings) -> int:
             kept = Path(settings.pins_file) if settings.pins_file else None
             backoff = Backoff(rng, _PINS_RETRY_FIRST_S, _PINS_RETRY_MOST_S)
             pins = ConsulPins(consul, settings.pins_zone, backoff, kept)
-        server = ModelServer(settings, models, registrar, pins=pins, device=device, traces=traces)
+        server = ModelServer(
+            settings, [*models, *_adapters(settings)], registrar, pins=pins, device=device, traces=traces
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
@@ -94,6 +96,23 @@ def _models(settings: ServerSettings) -> tuple[list[ModelSpec], Device | None]:
         )
         for entry, each in own
     ], device
+
+
+def _adapters(settings: ServerSettings) -> list[AdapterSpec]:
+    """The LoRA adapters that the settings name. The simulator reads none."""
+    return [
+        AdapterSpec(
+            each.name,
+            settings.base_of(each),
+            each.adapter,
+            staged=partial(is_whole_adapter, Path(each.adapter).expanduser()) if settings.engine == "vllm" else _there,
+        )
+        for each in settings.adapters
+    ]
+
+
+def _there() -> bool:
+    return True
 
 
 def main() -> int:

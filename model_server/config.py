@@ -14,7 +14,9 @@ from stoker_common.tickets import TicketKeys
 
 _WILDCARDS = ("0.0.0.0", "::", "")
 # What a server says of these itself, whatever its engine.
-_SAID_ELSEWHERE = frozenset({"model", "served_model_name", "otlp_traces_endpoint", "log_level", "sleep_mode"})
+_SAID_ELSEWHERE = frozenset(
+    {"model", "served_model_name", "otlp_traces_endpoint", "log_level", "sleep_mode", "max_adapters"}
+)
 
 
 class ModelEntry(Settings):
@@ -39,6 +41,24 @@ class ModelEntry(Settings):
         return self.name or Path(self.model).name
 
 
+class AdapterEntry(Settings):
+    """A LoRA adapter of one of the models."""
+
+    name: str = Field(min_length=1, max_length=256, description="name to serve it under")
+    adapter: str = Field(min_length=1, description="its folder or hub id")
+    base: str = Field("", max_length=256, description="name of the model that it belongs to; default: the first")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        """`NAME=PATH` or `NAME=PATH:BASE`, as flags and the environment have it."""
+        if not isinstance(given, str):
+            return given
+        name, _, rest = given.partition("=")
+        adapter, _, base = rest.partition(":")
+        return {"name": name.strip(), "adapter": adapter.strip(), "base": base.strip()}
+
+
 class ServerSettings(Settings):
     """One model server process."""
 
@@ -53,6 +73,12 @@ class ServerSettings(Settings):
     models: tuple[ModelEntry, ...] = Field(
         (), description="further models: `NAME=PATH` or `PATH`; in the file also tables with `name`, `model`, `share`"
     )
+    adapters: tuple[AdapterEntry, ...] = Field(
+        (),
+        description="LoRA adapters, loaded when they are asked for: `NAME=PATH`, or `NAME=PATH:BASE` where the base is "
+        "not the first model; in the file also tables with `name`, `adapter`, `base`",
+    )
+    max_adapters: int = Field(4, ge=1, description="adapters that are hot at the same time on each of their bases")
     max_hot: int = Field(1, ge=1, description="models that are hot at the same time; the first ones are at first")
     max_asleep: int = Field(4, ge=0, description="models whose weights may wait in the host's memory; GPUs only")
     memory_budget: float = Field(
@@ -88,6 +114,14 @@ class ServerSettings(Settings):
         """The name that requests call the model by."""
         return self.model_name or Path(self.model).name
 
+    def base_of(self, adapter: AdapterEntry) -> str:
+        """The name of the model that an adapter belongs to."""
+        return adapter.base or self.served_model
+
+    def adapters_of(self, entry: ModelEntry) -> int:
+        """How many adapters of a model may be hot at once; 0 where it has none."""
+        return self.max_adapters if any(self.base_of(each) == entry.served_model for each in self.adapters) else 0
+
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
         """All models, `model` first."""
@@ -116,10 +150,15 @@ class ServerSettings(Settings):
 
     @model_validator(mode="after")
     def _named_apart(self) -> Self:
-        names = [entry.served_model for entry in self.entries]
+        models = [entry.served_model for entry in self.entries]
+        names = [*models, *(adapter.name for adapter in self.adapters)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models are called alike: {', '.join(twice)}; give names: `NAME=PATH`")
+        for adapter in self.adapters:
+            if self.base_of(adapter) not in models:
+                text = f"the adapter {adapter.name!r} belongs to {adapter.base!r}, and the models are"
+                raise ValueError(f"{text} {', '.join(models)}; its base is one of them")
         return self
 
     @model_validator(mode="after")
@@ -172,7 +211,7 @@ def check_engine(settings: ServerSettings) -> None:
 
 def sim_settings(settings: ServerSettings) -> SimSettings:
     """The simulator's part of a CommandSettings."""
-    return SimSettings(**_own(settings, "sim"))
+    return SimSettings(max_adapters=settings.max_adapters, **_own(settings, "sim"))
 
 
 def vllm_settings(settings: ServerSettings, entry: ModelEntry | None = None) -> VllmSettings:
@@ -187,5 +226,6 @@ def vllm_settings(settings: ServerSettings, entry: ModelEntry | None = None) -> 
         model=chosen.model,
         served_model_name=chosen.served_model,
         otlp_traces_endpoint=settings.otlp_endpoint or None,
+        max_adapters=settings.adapters_of(chosen),
         **own,
     )

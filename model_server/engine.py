@@ -51,7 +51,7 @@ class EngineInfo:
     `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others. `exact_modes`:
     of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state. `sleeps`:
     whether it can move its weights to host memory and back. `prefix_cache`: whether it keeps what it computed, for
-    prompts that begin alike.
+    prompts that begin alike. `max_adapters`: LoRA adapters that it can hold at once, 0 where it takes none.
     """
 
     engine: str
@@ -70,6 +70,7 @@ class EngineInfo:
     exact_modes: tuple[ResumeMode, ...] = ()
     sleeps: bool = False
     prefix_cache: bool = True
+    max_adapters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class EngineRequest:
 
     `emitted_token_ids`: what another engine has generated of it already, to be gone on with by `resume_mode`. All else,
     `max_tokens` and `min_tokens` too, is as it was in the original request. See Engine.generate.
+    `adapter`: the LoRA adapter to apply, one that the engine holds; empty for none.
     """
 
     request_id: str
@@ -90,6 +92,7 @@ class EngineRequest:
     trace_headers: dict[str, str] = field(default_factory=dict)
     emitted_token_ids: tuple[int, ...] = ()
     resume_mode: ResumeMode = ResumeMode.PREFILL
+    adapter: str = ""
 
 
 class EngineOutput(NamedTuple):
@@ -150,7 +153,8 @@ class Engine(Protocol):
         emitted ids alone may lack their logprobs, any other has those of all its ids. Where the emitted ids end the
         sequence already, the outputs end with them and its finish reason. EngineRefused names `emitted_token_ids`
         where they cannot be this request's, at any time before something new; `resume_mode` (unsupported) where the
-        engine cannot do it for this request. `cached_tokens` counts tokens of the prompt only.
+        engine cannot do it for this request. `cached_tokens` counts tokens of the prompt only. An adapter that the
+        engine does not hold is refused as `lora_adapter`.
         """
 
     def load(self) -> EngineLoad:
@@ -160,7 +164,7 @@ class Engine(Protocol):
         """Raise EngineDead if the engine is known to be dead. Says nothing of one that is stuck: watch its steps."""
 
     async def sleep(self) -> None:
-        """Move the weights to host memory and let go of the KV cache, and so of every cached prefix.
+        """Move the weights to host memory and let go of the KV cache, and so of every cached prefix, and of adapters.
 
         For who made sure that nothing runs: raises EngineError where something does, where the engine sleeps already,
         and where it cannot sleep (`EngineInfo.sleeps`). While it sleeps, `generate` raises EngineError.
@@ -168,6 +172,16 @@ class Engine(Protocol):
 
     async def wake(self) -> None:
         """Make a sleeping engine able to generate again. Raises EngineError where it does not sleep or cannot."""
+
+    async def add_adapter(self, name: str, source: str) -> None:
+        """Load a LoRA adapter for requests that name it, from a folder or by a hub id; streams go on meanwhile.
+
+        Raises EngineError where it is held already, where `EngineInfo.max_adapters` are, while the engine sleeps, and
+        where it cannot be loaded, with what to do about it; the engine goes on without it then.
+        """
+
+    async def drop_adapter(self, name: str) -> None:
+        """Let go of an adapter. Raises EngineError where the engine does not hold it, or something runs with it."""
 
     async def stop(self) -> None:
         """End the engine and all its processes, also one that sleeps. Idempotent."""

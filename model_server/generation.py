@@ -20,6 +20,7 @@ from model_server.engine import (
 )
 from model_server.metrics import ServerMetrics
 from model_server.progress import Progress
+from model_server.residency.asked import asked
 from model_server.residency.models import Models
 from model_server.run import Run, Write, on
 from model_server.tickets import TicketCheck
@@ -94,7 +95,7 @@ class Generator:
         ):
             try:
                 check_generation(generation)
-                held = self.models.find(generation.model, "generation.model")
+                held = asked(self.models, generation)
                 run.model = held.name
                 async with held.admission.request(remaining_s, sequences=generation.sampling.n or 1) as entry:
                     if direct is not None:

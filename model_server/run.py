@@ -40,13 +40,14 @@ class On:
     info: EngineInfo
     meter: Meter
     cache: CachedPrefixes | None
+    adapter: str
 
 
 def on(held: Held) -> On:
     """A hot model's engine. Raises EngineDead."""
     if held.engine is None or held.info is None:
         raise EngineDead("the model has no engine")
-    return On(held.engine, held.info, held.meter, held.cache)
+    return On(held.engine, held.info, held.meter, held.cache, "" if held.base is None else held.name)
 
 
 class Run:
@@ -116,7 +117,7 @@ class Run:
             self._cached = CachedPrompt(on.cache, generation, self.model)
         headers = dict(tracing.inject())
         with traces.span("engine.generate") as span:
-            requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, headers, mode)
+            requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, headers, mode, on.adapter)
             self._unfinished = len(requests)
             self._meters = {index: on.meter.begin(len(ids)) for index in requests}
             try:

@@ -11,10 +11,12 @@ def sequences(
     max_tokens: int,
     trace_headers: dict[str, str],
     mode: ResumeMode = ResumeMode.PREFILL,
+    adapter: str = "",
 ) -> dict[int, EngineRequest]:
     """An engine request for each output that has not finished elsewhere, by index.
 
     Output i draws with seed + i, as in vLLM, so that outputs differ. `mode` is how outputs that began elsewhere go on.
+    `adapter`: the LoRA adapter that all of them run under.
     """
     begun = {output.index: output for output in generation.resume.outputs}
     n = generation.sampling.n if generation.sampling.HasField("n") else 1
@@ -30,6 +32,7 @@ def sequences(
             trace_headers=trace_headers,
             emitted_token_ids=tuple(begun[index].token_ids) if index in begun else (),
             resume_mode=mode,
+            adapter=adapter,
         )
         for index in range(n)
         if index not in begun or not begun[index].finished

@@ -25,11 +25,12 @@ from model_server.metrics import ServerMetrics
 from model_server.model_service import MODELS, ModelService
 from model_server.operations import OperationsService
 from model_server.record import Device, Identity, Record, SimulatedDevice, endpoint
-from model_server.residency.held import Held, Surroundings
+from model_server.residency.adapter import hold
+from model_server.residency.held import Surroundings
 from model_server.residency.metrics import ResidencyMetrics
 from model_server.residency.models import Models
 from model_server.residency.room import Limits
-from model_server.residency.spec import ModelSpec
+from model_server.residency.spec import AdapterSpec, ModelSpec
 from model_server.service import INFERENCE, InferenceService
 from model_server.tickets import TicketCheck
 from model_server.unregistered import Unregistered
@@ -53,7 +54,7 @@ class ModelServer:
     def __init__(
         self,
         settings: ServerSettings,
-        engine: Engine | Sequence[ModelSpec],
+        engine: Engine | Sequence[ModelSpec | AdapterSpec],
         registrar: Registrar | None = None,
         *,
         pins: Pins | None = None,
@@ -87,7 +88,7 @@ class ModelServer:
             digest=self.digest,
         )
         self.models = Models(
-            [Held(spec, around) for spec in specs],
+            hold(specs, around),
             Limits(settings.max_hot, settings.memory_budget),
             ResidencyMetrics(self.metrics.registry),
             max_asleep=settings.max_asleep,

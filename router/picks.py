@@ -4,6 +4,7 @@ import random
 from collections.abc import Collection
 
 from discovery.endpoint import Residency
+from router.adapters import settle_model
 from router.errors import EndpointError
 from router.fleet import Fleet
 from router.learned import Learned
@@ -17,7 +18,7 @@ from router.snapshot import NOBODY
 from stoker.v1 import generation_pb2
 from stoker_common import prefix
 from stoker_common.clock import Clock
-from stoker_common.refusal import Refusal, not_found, unavailable
+from stoker_common.refusal import Refusal, unavailable
 
 
 class Picks:
@@ -44,7 +45,8 @@ class Picks:
         self._retry_after_s = retry_after_s
 
     def describe(self, generation: generation_pb2.Generation) -> Request:
-        """The request as the policies see it. Raises Refusal: NOT_FOUND for a model that no server lists."""
+        """The request as the policies see it; names an adapter as its model, in place. Raises Refusal: NOT_FOUND for a
+        model that no server lists."""
         snapshot = self._fleet.snapshot
         if not snapshot.known:
             raise unavailable(
@@ -52,13 +54,7 @@ class Picks:
                 reason="CATALOG_UNREAD",
                 retry_after_s=self._retry_after_s,
             )
-        if generation.model not in snapshot.models:
-            known = ", ".join(sorted(snapshot.models)[:20]) or "none yet"
-            raise not_found(
-                f"no server has the model {generation.model!r}; the models are: {known}",
-                field="generation.model",
-                reason="MODEL_NOT_FOUND",
-            )
+        settle_model(generation, snapshot)
         sampling = generation.sampling
         return Request(
             request_id=generation.request_id,

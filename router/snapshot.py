@@ -60,6 +60,8 @@ class Snapshot:
     holders: Mapping[str, Holders] = field(default_factory=lambda: MappingProxyType({}))
     # Every model that any member lists, also where it cannot be served now: tells "unknown" from "not now".
     models: frozenset[str] = frozenset()
+    # Of those that are LoRA adapters, the model that each belongs to.
+    bases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     # Whether any zone's catalog was ever read: tells "no such model" from "nothing known yet".
     known: bool = False
 
@@ -74,6 +76,7 @@ def build(
     the models that servers said are hot before the catalog did."""
     members: dict[Key, Member] = {}
     holders: dict[str, list[Holder]] = {}
+    bases: dict[str, str] = {}
     for zone in view.zones.values():
         for entry in zone.entries.values():
             key = (entry.endpoint.server, entry.endpoint.epoch)
@@ -82,12 +85,15 @@ def build(
             members[key] = member
             for model in member.endpoint.models:
                 serving = holders.setdefault(model.name, [])
+                if model.base:
+                    bases[model.name] = model.base
                 if not member.absent:
                     serving.append(Holder(member, model))
     return Snapshot(
         members=MappingProxyType(members),
         holders=MappingProxyType({name: _holders(serving) for name, serving in holders.items()}),
         models=frozenset(holders),
+        bases=MappingProxyType(bases),
         known=any(zone.confirmed_at_s is not None for zone in view.zones.values()),
     )
 

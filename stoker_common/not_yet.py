@@ -25,7 +25,6 @@ def _images(generation: Generation) -> Iterator[generation_pb2.Image]:
 
 
 NOT_YET = (
-    NotYet("generation.lora_adapter", lambda g: bool(g.lora_adapter), "leave it empty"),
     NotYet("generation.tenant", lambda g: g.HasField("tenant"), "leave it out"),
     NotYet("generation.chat.messages.content.image", lambda g: any(_images(g)), "send text parts only"),
 )

@@ -66,7 +66,8 @@ NONE = Prefix()
 
 
 def of(generation: Generation, model: str) -> Prefix:
-    """The chain of a generation's prompt for `model`, as its servers name it; `NONE` where it cannot be told.
+    """The chain of a generation's prompt for `model`, as its servers name it, an adapter by its own name; `NONE` where
+    it cannot be told.
 
     100,000 tokens of text take about half a millisecond (bench/prefix.py).
     """
@@ -81,7 +82,8 @@ def of(generation: Generation, model: str) -> Prefix:
         data = b"".join(_chat(generation.chat))
     else:
         return NONE
-    seed = "\0".join((form, model, generation.lora_adapter, generation.cache_salt))
+    # Empty where an adapter's name was: chains of routers and servers of different releases stay the same.
+    seed = "\0".join((form, model, "", generation.cache_salt))
     return _chain((), sha256(seed.encode()).digest(), 0, data)
 
 

@@ -2,6 +2,7 @@
 
 from stoker.v1 import endpoint_pb2, generation_pb2
 from stoker.v1.generation_pb2 import Generation
+from stoker_common.adapters import asked_model
 from stoker_common.refusal import invalid
 
 _PATH = "generation.resume"
@@ -10,8 +11,9 @@ _PATH = "generation.resume"
 def check_resume(generation: Generation) -> None:
     """Refuse a resume state that does not fit its request. The prompt is the state's: no other is needed."""
     state = generation.resume
-    if state.model != generation.model:
-        text = f"is {state.model!r} and generation.model {generation.model!r}; both must be what `Started` named"
+    asked = asked_model(generation)
+    if state.model != asked:
+        text = f"is {state.model!r} and the model asked for {asked!r}; both must be what `Started` named"
         raise invalid(f"{_PATH}.model", text)
     if not state.prompt_token_ids:
         raise invalid(f"{_PATH}.prompt_token_ids", "is empty; give the ids that `Started` gave")

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from stoker.v1 import generation_pb2
 from stoker.v1.ticket_pb2 import Claims, Ticket
+from stoker_common.adapters import asked_model
 from stoker_common.refusal import Code, Refusal
 
 # gRPC metadata with this ending carries bytes.
@@ -71,7 +72,7 @@ def check_claims(
         text = "the ticket has ended: begin sooner after Route, and see that the machines' clocks agree"
         raise Refusal(Code.UNAUTHENTICATED, text, reason="TICKET_EXPIRED")
     for name, claimed, asked in (
-        ("model", claims.model, generation.model),
+        ("model", claims.model, asked_model(generation)),
         ("request_id", claims.request_id, generation.request_id),
         ("tenant", claims.tenant, generation.tenant.id),
     ):

@@ -38,6 +38,8 @@ def check_generation(generation: Generation) -> None:
         check_sampling(generation.sampling)
     if generation.HasField("structured_output"):
         check_structured_output(generation.structured_output)
+    if generation.lora_adapter:
+        check_name("generation.lora_adapter", generation.lora_adapter, MAX_MODEL_NAME_BYTES)
     check_size("generation.cache_salt", generation.cache_salt, MAX_CACHE_SALT_BYTES)
     if generation.HasField("session"):
         check_id("generation.session.id", generation.session.id, MAX_SESSION_ID_BYTES)

@@ -159,7 +159,12 @@ KINDS = (
         "the grammar's state, which covers output tokens only",
     ),
     Kind("session, priority", ("session", "priority"), lambda: Generation(priority=1), "goes along"),
-    Kind("lora_adapter", ("lora_adapter",), lambda: Generation(lora_adapter="x"), ""),
+    Kind(
+        "lora_adapter",
+        ("lora_adapter",),
+        lambda: Generation(lora_adapter="x"),
+        "goes on under the adapter, on a server that lists it, which loads it first where it has to",
+    ),
     Kind("tenant", ("tenant",), lambda: Generation(tenant=generation_pb2.Tenant()), ""),
 )
 

@@ -5,6 +5,7 @@ A step is one timer, and between steps nothing runs: an idle engine costs nothin
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 
 from model_server.engine import (
     DeviceLost,
@@ -17,6 +18,7 @@ from model_server.engine import (
     EngineRequest,
     ResumeMode,
 )
+from model_server.engines.adapters import Adapters
 from model_server.engines.sim_chat import render
 from model_server.engines.sim_clock import SimClock, Timer
 from model_server.engines.sim_draw import mix
@@ -60,7 +62,10 @@ class SimEngine:
         self._due = 0.0
         self._step_timer: Timer | None = None
         self._poll_timer: Timer | None = None
-        self._loading: asyncio.Future[None] | None = None
+        self._adapters: Adapters[None] = Adapters(self.settings.max_adapters)
+        # Who waits for so much of the engine's time to pass.
+        self._waits: set[asyncio.Future[None]] = set()
+        self._started = False
         self._loaded = False
         self._asleep = False
         self._stopped = False
@@ -92,12 +97,14 @@ class SimEngine:
             exact_modes=(ResumeMode.REPLAY, ResumeMode.RESTORE),
             sleeps=settings.sleeps,
             prefix_cache=settings.prefix_cache,
+            max_adapters=settings.max_adapters,
         )
 
     async def start(self) -> None:
         """Take as long as loading takes. Raises EngineDead if the engine dies or is stopped meanwhile."""
-        if self._loading is not None or self._stopped:
+        if self._started or self._stopped:
             raise EngineError("the engine was started before; make a new one")
+        self._started = True
         self._clock = self._clock or asyncio.get_running_loop()
         self.faults.listen(self._faults_changed)
         self._poll_faults()
@@ -136,11 +143,12 @@ class SimEngine:
         """Generate. See Engine.generate; InjectedError where the faults say so."""
         stream = self._submit(request)
         try:
-            while True:
-                output = await stream.read()
-                yield output
-                if output.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
-                    return
+            with self._adapters.using(request.adapter):
+                while True:
+                    output = await stream.read()
+                    yield output
+                    if output.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
+                        return
         finally:
             self._forget(stream)
 
@@ -155,12 +163,14 @@ class SimEngine:
             raise self._death(self._why_dead)
 
     async def sleep(self) -> None:
-        """Take as long as going to sleep takes; the KV cache is empty afterwards."""
+        """Take as long as going to sleep takes; the KV cache is empty afterwards, and the adapters are gone."""
         await self._check_loaded()
-        if not self.settings.sleeps or self._asleep or self._streams:
-            why = "runs something" if self._streams else "sleeps already" if self._asleep else "cannot sleep"
+        busy = bool(self._streams) or self._adapters.loading
+        if not self.settings.sleeps or self._asleep or busy:
+            why = "runs something" if busy else "sleeps already" if self._asleep else "cannot sleep"
             raise EngineError(f"the engine {why}")
         self._asleep = True
+        self._adapters.take_all()
         await self._take(self.settings.sleep_ms)
         self._scheduler = Scheduler(self.settings)
 
@@ -172,6 +182,18 @@ class SimEngine:
         await self._take(self.settings.wake_ms)
         self._asleep = False
 
+    async def add_adapter(self, name: str, source: str) -> None:
+        """Take as long as loading an adapter takes. Its tokens are others than the model's; no file is read."""
+        await self._check_awake()
+        with self._adapters.adding(name):
+            await self._take(self.settings.adapter_load_ms)
+            self._adapters.hold(name, None)
+
+    async def drop_adapter(self, name: str) -> None:
+        """See Engine.drop_adapter."""
+        await self._check_awake()
+        self._adapters.take(name)
+
     async def stop(self) -> None:
         """End the engine; streams that still run raise EngineDead."""
         self._stopped = True
@@ -182,16 +204,23 @@ class SimEngine:
         if not self._loaded:
             raise EngineError("the engine is not started")
 
+    async def _check_awake(self) -> None:
+        await self._check_loaded()
+        if self._asleep:
+            raise EngineError("the engine sleeps")
+
     async def _take(self, milliseconds: float) -> None:
         """Let so much of the engine's time pass. Raises EngineDead if it dies or is stopped meanwhile."""
         await self.check()
         clock = self._clock or asyncio.get_running_loop()
-        self._loading = asyncio.get_running_loop().create_future()
-        timer = clock.call_at(clock.time() + milliseconds / 1000, self._loaded_now)
+        passed = asyncio.get_running_loop().create_future()
+        self._waits.add(passed)
+        timer = clock.call_at(clock.time() + milliseconds / 1000, partial(_settle, passed))
         try:
-            await self._loading
+            await passed
         finally:
             timer.cancel()
+            self._waits.discard(passed)
         await self.check()
 
     def _submit(self, request: EngineRequest) -> SimStream:
@@ -201,6 +230,7 @@ class SimEngine:
             raise EngineError("the engine is not started")
         if self._asleep:
             raise EngineError("the engine sleeps")
+        self._adapters.check(request.adapter)
         refuse_unsupported(request)
         refuse_invalid(request, self.settings)
         self._requests += 1
@@ -274,7 +304,8 @@ class SimEngine:
         self._step = None
         if self._poll_timer is not None:
             self._poll_timer.cancel()
-        self._loaded_now()
+        for waits in self._waits:
+            _settle(waits)
         for stream in list(self._streams):
             stream.fail(death(why))
             self._forget(stream)
@@ -284,10 +315,6 @@ class SimEngine:
             self._step_timer.cancel()
             self._step_timer = None
 
-    def _loaded_now(self) -> None:
-        if self._loading is not None and not self._loading.done():
-            self._loading.set_result(None)
-
     def _poll_faults(self) -> None:
         if self._faults_file is None or self._clock is None:
             return
@@ -295,3 +322,8 @@ class SimEngine:
         if self._death is None:
             when = self._clock.time() + self.settings.faults_poll_ms / 1000
             self._poll_timer = self._clock.call_at(when, self._poll_faults)
+
+
+def _settle(waits: asyncio.Future[None]) -> None:
+    if not waits.done():
+        waits.set_result(None)

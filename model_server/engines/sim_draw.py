@@ -20,11 +20,13 @@ def mix(key: int, counter: int) -> int:
     return z ^ (z >> 31)
 
 
-def output_key(prompt_token_ids: Sequence[int], seed: int | None) -> int:
-    """The key of every output of a prompt and a seed."""
+def output_key(prompt_token_ids: Sequence[int], seed: int | None, adapter: str = "") -> int:
+    """The key of every output of a prompt, a seed and an adapter."""
     digest = blake2b(struct.pack(f"<{len(prompt_token_ids)}i", *prompt_token_ids), digest_size=8)
     if seed is not None:
         digest.update(b"seed" + struct.pack("<q", seed))
+    if adapter:
+        digest.update(b"adapter" + adapter.encode())
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -40,11 +42,12 @@ class TokenSource:
         tokenizer: SimTokenizer,
         eos_probability: float,
         done_tokens: int = 0,
+        adapter: str = "",
     ) -> None:
         """`done_tokens`: how many of min_tokens the prompt has. Raises EngineRefused where the rest forbids every token
         that is allowed.
         """
-        self._key = output_key(prompt_token_ids, sampling.seed if sampling.HasField("seed") else None)
+        self._key = output_key(prompt_token_ids, sampling.seed if sampling.HasField("seed") else None, adapter)
         self._tokenizer = tokenizer
         self._plain = tokenizer.vocabulary - FIRST_PLAIN
         self._end = int(eos_probability * (1 << 32))

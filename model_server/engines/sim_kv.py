@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 
-def root_hash(cache_salt: str) -> bytes:
-    """The hash that a chain of blocks begins with: chains of different salts share nothing."""
-    return blake2b(cache_salt.encode(), digest_size=16).digest()
+def root_hash(cache_salt: str, adapter: str = "") -> bytes:
+    """The hash that a chain of blocks begins with: chains of different salts or adapters share nothing."""
+    root = blake2b(cache_salt.encode(), digest_size=16).digest()
+    return blake2b(root + adapter.encode(), digest_size=16).digest() if adapter else root
 
 
 def block_hash(parent: bytes, token_ids: Sequence[int]) -> bytes:

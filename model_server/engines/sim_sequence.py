@@ -39,13 +39,14 @@ class Sequence:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        adapter: str = "",
         reads_cache: bool = True,
     ) -> None:
         self.tokens = list(prompt_token_ids)
         self.priority = priority
         self.arrival = 0
         self.reads_cache = reads_cache
-        self.root = root_hash(cache_salt)
+        self.root = root_hash(cache_salt, adapter)
         self.phase = Phase.NEW
         self.computed = 0
         self.blocks = 0

@@ -17,6 +17,8 @@ class SimSettings(BaseModel):
     sleeps: bool = Field(default=True, description="Whether a model can sleep: its weights in host memory.")
     sleep_ms: float = Field(default=20.0, ge=0, description="How long going to sleep takes.")
     wake_ms: float = Field(default=20.0, ge=0, description="How long waking takes.")
+    max_adapters: int = Field(default=4, ge=0, description="LoRA adapters held at once.")
+    adapter_load_ms: float = Field(default=20.0, ge=0, description="How long loading a LoRA adapter takes.")
     prefill_tokens_per_second: float = Field(default=20_000.0, gt=0, description="Prompt tokens computed a second.")
     step_base_ms: float = Field(default=8.0, ge=0, description="What a step takes whatever is in it.")
     step_per_stream_ms: float = Field(

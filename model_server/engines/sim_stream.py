@@ -56,6 +56,7 @@ class SimStream(Sequence):
             settings.block_tokens,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            adapter=request.adapter,
             reads_cache=not sampling.skip_reading_prefix_cache,
         )
         self.arrived_at = now
@@ -73,7 +74,9 @@ class SimStream(Sequence):
         if request.resume_mode is ResumeMode.PREFILL and emitted:
             self._first_place = len(emitted)
             prompt += emitted
-        self._source = TokenSource(prompt, sampling, tokenizer, settings.eos_probability, self._first_place)
+        self._source = TokenSource(
+            prompt, sampling, tokenizer, settings.eos_probability, self._first_place, request.adapter
+        )
         self._text: OutputText | None = None
         if sampling.detokenize or not sampling.HasField("detokenize"):
             self._text = OutputText(

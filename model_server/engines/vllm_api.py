@@ -15,6 +15,8 @@ import vllm
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt, tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
@@ -29,6 +31,7 @@ __all__ = [
     "AsyncLLM",
     "EngineDeadError",
     "EngineGenerateError",
+    "LoRARequest",
     "RepetitionDetectionParams",
     "RequestOutput",
     "RequestOutputKind",
@@ -106,12 +109,14 @@ def generate(
     cache_salt: str | None,
     priority: int,
     trace_headers: Mapping[str, str] | None,
+    lora: LoRARequest | None = None,
 ) -> AsyncGenerator[RequestOutput, None]:
     """One request's outputs."""
     stream: AsyncGenerator[RequestOutput, None] = llm.generate(
         _prompt(prompt_token_ids, cache_salt, off_loop=sampling.structured_outputs is not None),
         sampling,
         request_id,
+        lora_request=lora,
         priority=priority,
         trace_headers=trace_headers,
     )
@@ -183,6 +188,23 @@ async def wake(llm: AsyncLLM) -> None:
     await llm.wake_up()
 
 
+def adapter_folder(source: str) -> str:
+    """The folder of an adapter, fetched if `source` is a hub id. Blocks; not for the loop. Raises whatever fails."""
+    return str(get_adapter_absolute_path(source))
+
+
+async def add_lora(llm: AsyncLLM, lora: LoRARequest) -> None:
+    """Load an adapter between two steps of the engine. Raises whatever vLLM raises."""
+    if not await llm.add_lora(lora):
+        raise RuntimeError("vLLM says that it is loaded already")
+
+
+async def remove_lora(llm: AsyncLLM, lora: LoRARequest) -> None:
+    """Let go of an adapter, behind what was aborted before. Raises whatever vLLM raises."""
+    if not await llm.remove_lora(lora.lora_int_id):
+        raise RuntimeError("vLLM does not have it")
+
+
 def fail_streams(llm: AsyncLLM) -> None:
     """End every stream that still runs with EngineDeadError: a shutdown alone leaves them waiting for ever."""
     llm.output_processor.propagate_error(EngineDeadError())
@@ -240,6 +262,8 @@ def facts(llm: AsyncLLM) -> Facts:
             "attention": _attention_backend(config),
             "runner": "v2" if v2_runner else "v1",
             "compiled": "no" if model.enforce_eager else "yes",
+            # Its layers are computed by other kernels, also for requests without an adapter.
+            **({"lora": "yes"} if config.lora_config is not None else {}),
         },
         v2_runner=v2_runner,
         thinking=bool(reasoning is not None and getattr(reasoning, "enabled", True)),

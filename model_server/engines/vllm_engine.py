@@ -21,6 +21,7 @@ from model_server.engine import (
     ResumeMode,
 )
 from model_server.engines import vllm_api, vllm_resume, vllm_warmup
+from model_server.engines.vllm_adapters import VllmAdapters, lora_arguments
 from model_server.engines.vllm_output import EngineFailed, engine_output
 from model_server.engines.vllm_prompt import PromptEncoder
 from model_server.engines.vllm_refusal import refusal
@@ -51,6 +52,7 @@ class VllmEngine:
         self._resuming: vllm_resume.Limits | None = None
         self._openings: vllm_resume.Openings | None = None
         self._tap: StepTap | None = None
+        self._adapters: VllmAdapters | None = None
         self._asleep = False
         self._stopped = False
 
@@ -81,6 +83,7 @@ class VllmEngine:
         self._resuming = vllm_resume.Limits(tuple(modes), facts.vocabulary, facts.max_model_tokens)
         self._openings = vllm_resume.Openings(self._llm)
         self._tap = StepTap(self._llm)
+        self._adapters = VllmAdapters(self._llm, settings.max_adapters)
         self._info = EngineInfo(
             engine="vllm",
             version=vllm_api.version(),
@@ -97,6 +100,7 @@ class VllmEngine:
             resume_modes=tuple(modes),
             exact_modes=vllm_resume.exact(modes, on_cpu=settings.on_cpu, dtype=facts.numerics.get("dtype", "")),
             sleeps=facts.sleeps,
+            max_adapters=settings.max_adapters,
         )
         if not settings.on_cpu:  # where nothing is compiled at first use
             await vllm_warmup.warm_up(self)
@@ -121,12 +125,13 @@ class VllmEngine:
         if self._asleep:
             raise EngineError("the engine sleeps")
         _refuse_foreign(request.prompt_token_ids, self.info)
-        outputs = self._resume(request) if request.emitted_token_ids else self._generate(request)
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
+        with self._held_adapters().using(request.adapter) as lora:
+            outputs = self._resume(request, lora) if request.emitted_token_ids else self._generate(request, lora)
+            async with aclosing(outputs):
+                async for output in outputs:
+                    yield output
 
-    async def _resume(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+    async def _resume(self, request: EngineRequest, lora: Any) -> AsyncGenerator[EngineOutput, None]:
         """Go on with what was emitted elsewhere: first that, then what is new."""
         llm, limits, openings, abilities = self._running(), self._resuming, self._openings, self._abilities
         if limits is None or openings is None or abilities is None:
@@ -144,7 +149,7 @@ class VllmEngine:
                 return
             openings.add(request.request_id, detokenizer)
         try:
-            async with aclosing(self._generate(asked, vllm_resume.extra_args(request))) as outputs:
+            async with aclosing(self._generate(asked, lora, vllm_resume.extra_args(request))) as outputs:
                 async for output in outputs:
                     # vLLM counts the emitted ids as cached too, where it finds them.
                     told = output._replace(cached_tokens=min(output.cached_tokens, prompt_tokens))
@@ -162,7 +167,7 @@ class VllmEngine:
             openings.forget(request.request_id)
 
     async def _generate(
-        self, request: EngineRequest, extra_args: dict[str, list[int]] | None = None
+        self, request: EngineRequest, lora: Any, extra_args: dict[str, list[int]] | None = None
     ) -> AsyncGenerator[EngineOutput, None]:
         llm = self._running()
         if self._abilities is None:
@@ -178,6 +183,7 @@ class VllmEngine:
             priority=request.priority,
             # Without a place to send spans to, vLLM would only warn.
             trace_headers=request.trace_headers if self._settings.otlp_traces_endpoint else None,
+            lora=lora,
         )
         self._streams += 1
         begun = False
@@ -211,11 +217,13 @@ class VllmEngine:
 
     async def sleep(self) -> None:
         """Weights to host memory (vLLM's level 1), the KV cache dropped. Raises EngineError."""
-        llm = self._running()
-        if not self.info.sleeps or self._asleep or self._streams:
-            why = "runs something" if self._streams else "sleeps already" if self._asleep else "cannot sleep"
+        llm, adapters = self._running(), self._held_adapters()
+        busy = self._streams > 0 or adapters.loading
+        if not self.info.sleeps or self._asleep or busy:
+            why = "runs something" if busy else "sleeps already" if self._asleep else "cannot sleep"
             raise EngineError(f"the engine {why}")
         self._asleep = True
+        await self._told("drop its adapters", adapters.drop_all())
         await self._told("sleep", vllm_api.sleep(llm))
 
     async def wake(self) -> None:
@@ -226,9 +234,31 @@ class VllmEngine:
         await self._told("wake", vllm_api.wake(llm))
         self._asleep = False
 
+    async def add_adapter(self, name: str, source: str) -> None:
+        """See Engine.add_adapter. The engine loads it between two steps, from files that were read before."""
+        await self._told(f"load the adapter {name!r}", self._awake_adapters().add(name, source))
+
+    async def drop_adapter(self, name: str) -> None:
+        """See Engine.drop_adapter."""
+        await self._told(f"drop the adapter {name!r}", self._awake_adapters().drop(name))
+
+    def _awake_adapters(self) -> VllmAdapters:
+        adapters = self._held_adapters()
+        if self._asleep:
+            raise EngineError("the engine sleeps")
+        return adapters
+
+    def _held_adapters(self) -> VllmAdapters:
+        self._running()
+        if self._adapters is None:
+            raise EngineError("the engine has not started: await start() first")
+        return self._adapters
+
     async def _told(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
+        except EngineError:
+            raise
         except vllm_api.EngineDeadError as error:
             raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why") from error
         except Exception as error:
@@ -378,6 +408,7 @@ def arguments(settings: VllmSettings) -> dict[str, Any]:
         # Lower numbers first, and first come, first served among equals.
         "scheduling_policy": "priority",
         "enable_prefix_caching": True,
+        **lora_arguments(settings.max_adapters, settings.max_lora_rank, on_cpu=settings.on_cpu),
     }
 
 

@@ -65,6 +65,8 @@ class VllmSettings(Settings):
     otlp_traces_endpoint: str | None = Field(
         default=None, description="Where the engine's spans go, as OTLP over gRPC."
     )
+    max_adapters: int = Field(default=0, ge=0, description="LoRA adapters held at once; 0: none can be.")
+    max_lora_rank: int = Field(default=16, ge=1, le=512, description="The largest rank that a LoRA adapter may have.")
     sleep_mode: bool = Field(default=False, description="Whether it can sleep; on GPUs only.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 

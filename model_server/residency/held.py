@@ -61,6 +61,11 @@ class Held:
         # What is known of its engine's prefix cache; None without one.
         self.cache: CachedPrefixes | None = None
         self.pinned = False
+        # Of a LoRA adapter: the model that it belongs to. Of a model: its adapters, which go where its engine goes.
+        self.base: Held | None = None
+        self.adapters: list[Held] = []
+        # Held by who needs its engine to stay as it is: who moves it, and who loads an adapter into it.
+        self.steady = asyncio.Lock()
         self.demand = Demand()
         self.used_at_s = self.hot_since_s = around.clock()
         self.meter = Meter(around.clock, self._batch_is_full)
@@ -164,10 +169,15 @@ class Held:
                 raise EngineError(f"the engine of {self.name!r} did not end within {_STOP_WITHIN_S:g} s") from None
 
     def _forget(self) -> None:
-        """Its cache is gone: an engine that sleeps drops it."""
+        """Its cache and its adapters are gone: an engine that sleeps drops them."""
+        for adapter in self.adapters:
+            adapter.gone()
         if self.cache is not None:
             self._around.digest.forget(self.cache)
             self.cache = None
+
+    def gone(self) -> None:
+        """Of an adapter: the engine that held it does so no more."""
 
     def left(self) -> Refusal:
         """What a request hears that finds it gone."""

@@ -7,8 +7,9 @@ free, and none may change it meanwhile. What runs on a model that makes room is 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from discovery.endpoint import ModelState, Residency
@@ -54,6 +55,8 @@ class Models:
         self._clock = clock
         self._on_change = on_change
         self._times = ReadyTimes()
+        # Apart: what was never measured is taken to be like the others of its kind.
+        self._adapter_times = ReadyTimes()
         self._moves: dict[str, Move] = {}
         self._failures: dict[str, tuple[str, float, float]] = {}  # why, until when, how long the backoff is
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -61,7 +64,7 @@ class Models:
         self._tasks: asyncio.TaskGroup | None = None
         self._failed: asyncio.Future[Liveness] | None = None
         self._running: set[asyncio.Task[Any]] = set()
-        self.meters = Meters([each.meter for each in held])
+        self.meters = Meters([each.meter for each in held if each.base is None])
         metrics.watch(self.states)
 
     def __iter__(self) -> Iterator[Held]:
@@ -104,11 +107,11 @@ class Models:
 
     def states(self) -> tuple[ModelState, ...]:
         """Where each model is, in the order of the settings."""
-        return tuple(each.state(self._times.expected_s(each.name, each.residency)) for each in self)
+        return tuple(self.state(each) for each in self)
 
     def state(self, held: Held) -> ModelState:
         """Where one of them is."""
-        return held.state(self._times.expected_s(held.name, held.residency))
+        return held.state(self._expected_s(held, held.residency))
 
     def find(self, name: str, field: str = "model") -> Held:
         """The model called so, or the nearest to hot of those whose name without `@version` it is. Raises Refusal."""
@@ -124,7 +127,7 @@ class Models:
         """Make the first models hot, as many as may be. Raises EngineError; an engine that started and does not answer
         is returned as its liveness."""
         hot: list[Seat] = []
-        for held in self:
+        for held in self._models():
             seat = self._seat(held)
             if make_room(seat, [replace(each, pinned=True) for each in hot], self._limits, self._clock()).refused:
                 continue
@@ -155,7 +158,7 @@ class Models:
 
     async def stop(self) -> None:
         """End all engines. Idempotent. Raises EngineError if one did not end as it should."""
-        await asyncio.gather(*(each.drop() for each in self))
+        await asyncio.gather(*(each.drop() for each in self._models()))
 
     @asynccontextmanager
     async def use(self, held: Held, remaining_s: float | None, tell: Tell) -> AsyncIterator[Held]:
@@ -163,7 +166,9 @@ class Models:
 
         Raises Refusal: NO_ROOM, READY_EXCEEDS_DEADLINE, MODEL_FAILED.
         """
-        held.demand.add(self._clock())
+        lasting = (held,) if held.base is None else (held.base, held)
+        for each in lasting:
+            each.demand.add(self._clock())
         until_s = None if remaining_s is None else self._clock() + remaining_s
         while not held.hot:
             move = self.ready(held)
@@ -171,22 +176,27 @@ class Models:
             async with aclosing(move.follow()) as news:
                 async for progress in news:
                     await tell(progress)
-        held.used_at_s = self._clock()
         # No await since it was seen hot: nobody moves it in between.
-        async with held.running.request(None):
+        async with AsyncExitStack() as stack:
+            for each in lasting:
+                each.used_at_s = self._clock()
+                await stack.enter_async_context(each.running.request(None))
             try:
                 yield held
             finally:
-                held.used_at_s = self._clock()
+                for each in lasting:
+                    each.used_at_s = self._clock()
 
     def ready(self, held: Held) -> Move:
         """The move that makes it hot, the one under way or a new one. Not for one that is hot. Raises Refusal."""
         if (move := self._moves.get(held.name)) is not None:
             return move
         self._refuse(held)
+        if held.base is not None and not held.base.hot:
+            self.ready(held.base)
         victims = self._make_room(held)
-        was = held.residency
-        move = self._moves[held.name] = Move(held.name, self._times.expected_s(held.name, was), self._clock)
+        expected_s = self._expected_s(held, held.residency)
+        move = self._moves[held.name] = Move(held.name, expected_s, self._clock)
         held.moving_to = Residency.HOT
         for victim in victims:
             self._leave(victim, Residency.ASLEEP)
@@ -198,7 +208,8 @@ class Models:
     def pin(self, names: frozenset[str]) -> None:
         """These models and no others are never put to sleep. `chat` pins all its versions, `chat@1` one."""
         for held in self:
-            pinned = held.name in names or held.name.partition("@")[0] in names
+            # A pinned adapter stays hot, and so does its base.
+            pinned = any(_is_named(each, names) for each in (held, *held.adapters))
             if pinned != held.pinned:
                 log.info("pinned" if pinned else "unpinned", extra={"model": held.name})
             held.pinned = pinned
@@ -232,7 +243,7 @@ class Models:
             held.running.fail(held.left)
             await held.running.wait_empty()
         try:
-            async with self._one_at_a_time:
+            async with self._one_at_a_time if held.base is None else held.base.steady:
                 await self._put(held, to)
         except EngineError as error:
             log.error("a model was not put away as asked", extra={"model": held.name, "why": str(error)})
@@ -246,12 +257,13 @@ class Models:
             for victim in victims:
                 move.tell(f"waiting for the streams of {victim.name}")
                 await victim.running.wait_empty()
-            async with self._one_at_a_time:
+            async with self._turn(held, move):
                 while waiting:
                     move.tell(f"making room: {waiting[0].name}")
                     await self._put(waiting.pop(0), Residency.ASLEEP)
-                move.begin()
                 await self._bring(held, move.tell)
+        except Refusal as refusal:  # of its base
+            move.end(partial(_again, refusal))
         except EngineError as error:
             self._note_failure(held, str(error))
             log.error("a model did not get hot", extra={"model": held.name, "why": str(error)})
@@ -271,12 +283,31 @@ class Models:
             self._metrics.loads.labels(held.name, was.value, "ok" if held.hot else "failed").inc()
             self._on_change()
 
+    @asynccontextmanager
+    async def _turn(self, held: Held, move: Move) -> AsyncIterator[None]:
+        """Around a move. An adapter's base is hot, and stays. Raises Refusal where it does not get hot."""
+        base = held.base
+        if base is None:
+            async with self._one_at_a_time:
+                move.begin()
+                yield
+            return
+        while True:
+            if not base.hot:
+                async with aclosing(self.ready(base).follow()) as news:
+                    async for progress in news:
+                        move.tell(progress.activity)
+            async with base.steady:
+                if base.hot:
+                    yield
+                    return
+
     async def _bring(self, held: Held, tell: Callable[[str], None]) -> None:
         was, began_s = held.residency, self._clock()
         await held.bring(tell)
         took_s = self._clock() - began_s
         self._failures.pop(held.name, None)
-        self._times.observe(held.name, was, took_s)
+        (self._times if held.base is None else self._adapter_times).observe(held.name, was, took_s)
         self._metrics.load_seconds.labels(held.name, was.value).observe(took_s)
         log.info("a model is hot", extra={"model": held.name, "was": was.value, "took_s": round(took_s, 2)})
 
@@ -286,7 +317,8 @@ class Models:
             watch.cancel()
             await asyncio.wait((watch,))
         try:
-            await held.put(to)
+            async with held.steady:
+                await held.put(to)
         finally:
             held.moving_to = None
             log.info("a model made room", extra={"model": held.name, "is": held.residency.value})
@@ -298,14 +330,19 @@ class Models:
                 self._on_change()
 
     def _leave(self, held: Held, to: Residency) -> None:
-        sleeps = held.info is not None and held.info.sleeps
-        held.moving_to = to if sleeps or to is not Residency.ASLEEP else Residency.STAGED
+        held.moving_to = to if _sleeps(held) or to is not Residency.ASLEEP else Residency.STAGED
         held.running.close(held.left)
 
     def _make_room(self, wanted: Held) -> list[Held]:
         """Who makes room for it. Raises Refusal if nobody does."""
-        hot = [self._seat(each) for each in self if each.awake and each is not wanted]
-        room = make_room(self._seat(wanted), hot, self._limits, self._clock())
+        hot = [self._seat(each) for each in self if each.awake and each is not wanted and each.base is wanted.base]
+        limits = self._limits
+        if wanted.base is not None and wanted.base.info is not None:
+            # What an engine that takes none says of one more is clearer than what could be said here.
+            limits = Limits(max_hot=max(1, wanted.base.info.max_adapters))
+        elif wanted.base is not None:
+            limits = Limits(max_hot=len(wanted.base.adapters))
+        room = make_room(self._seat(wanted), hot, limits, self._clock())
         if room.refused:
             retry_s = None if room.retry_after_s is None else max(_SHORTEST_RETRY_S, room.retry_after_s)
             text = f"no room for the model {wanted.name!r} on this server now: {room.refused}"
@@ -316,7 +353,7 @@ class Models:
         now_s = self._clock()
         back = held.residency
         if back is Residency.HOT:
-            back = Residency.ASLEEP if held.info is not None and held.info.sleeps else Residency.STAGED
+            back = Residency.ASLEEP if _sleeps(held) else Residency.STAGED
         return Seat(
             held.name,
             held.spec.share,
@@ -326,8 +363,23 @@ class Models:
             demand_per_s=held.demand.per_s(now_s),
             used_at_s=held.used_at_s,
             hot_since_s=held.hot_since_s,
-            ready_s=self._times.expected_s(held.name, back) or 0.0,
+            ready_s=self._expected_s(held, back) or 0.0,
         )
+
+    def _models(self) -> Iterator[Held]:
+        """Those that have an engine of their own: all but adapters."""
+        return (each for each in self if each.base is None)
+
+    def _expected_s(self, held: Held, where: Residency) -> float | None:
+        """How long it takes to be hot from there, an adapter with what its base takes; None where nobody knows."""
+        base = held.base
+        if base is None:
+            return self._times.expected_s(held.name, where)
+        own_s = self._adapter_times.expected_s(held.name, where)
+        if base.hot:
+            return own_s
+        base_s = self._times.expected_s(base.name, base.residency)
+        return None if base_s is None else base_s + (own_s or 0.0)
 
     def _refuse(self, held: Held) -> None:
         """Raises Refusal if it cannot be readied at the moment, whoever has room."""
@@ -378,3 +430,22 @@ class Models:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
+
+
+def _is_named(held: Held, names: frozenset[str]) -> bool:
+    return held.name in names or held.name.partition("@")[0] in names
+
+
+def _sleeps(held: Held) -> bool:
+    return held.base is None and held.info is not None and held.info.sleeps
+
+
+def _again(refusal: Refusal) -> Refusal:
+    """Made anew: an exception carries the traceback of the one who raised it."""
+    return Refusal(
+        refusal.code,
+        refusal.message,
+        reason=refusal.reason,
+        field=refusal.field,
+        retry_after_s=refusal.retry_after_s,
+    )

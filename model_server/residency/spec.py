@@ -19,3 +19,16 @@ class ModelSpec:
     share: float = 0.0
     staged: Callable[[], bool] = lambda: True
     max_model_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """A LoRA adapter that the server may serve: a model whose base is one of its models. `source`: a folder or hub id.
+
+    `staged`: as of a model.
+    """
+
+    name: str
+    base: str
+    source: str
+    staged: Callable[[], bool] = lambda: True

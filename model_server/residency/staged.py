@@ -25,6 +25,15 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def is_whole_adapter(folder: Path) -> bool:
+    """The same of a LoRA adapter's folder."""
+    try:
+        json.loads((folder / "adapter_config.json").read_bytes())
+        return _is_whole(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, KeyError, AttributeError, struct.error):
+        return False
+
+
 def _is_whole(file: Path) -> bool:
     with file.open("rb") as opened:
         (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))

@@ -96,13 +96,14 @@ async def _list(settings: ClientSettings, zone: str, model: str, *, as_json: boo
     if not found:
         click.echo("no server can serve such a model now: `stoker status` shows what there is")
         return
-    shown = table("", ("model", "zone", "server", "is"), ("ready in", "context"))
+    # What is no adapter has no base, and most meshes have no adapters.
+    bases = any(at.model.base for at in found)
+    shown = table("", ("model", *(["base"] if bases else []), "zone", "server", "is"), ("ready in", "context"))
     for at in sorted(found, key=lambda at: (at.model.name, at.zone, at.server)):
-        ready = f"{at.model.time_to_ready.ToMilliseconds() / 1000:.1f} s" if at.model.HasField("time_to_ready") else "-"
+        ready = _ready_in(at.model) or "-"
         tokens = f"{at.model.max_model_tokens} tokens"
-        shown.add_row(
-            escape(at.model.name), escape(at.zone), escape(at.server), styled(residency(at.model)), ready, tokens
-        )
+        names = [escape(at.model.name), *([escape(at.model.base) or "-"] if bases else [])]
+        shown.add_row(*names, escape(at.zone), escape(at.server), styled(residency(at.model)), ready, tokens)
     console().print(shown)
 
 
@@ -131,6 +132,14 @@ async def _put_away(settings: ClientSettings, put_away: PutAway, as_json: bool) 
         print_message(model)
         return
     line = f"{model.name} is {residency(model)}"
-    if model.HasField("time_to_ready"):
-        line += f", ready in {model.time_to_ready.ToMilliseconds() / 1000:.1f} s when it is asked for"
+    if ready := _ready_in(model):
+        line += f", ready in {ready} when it is asked for"
     click.echo(line)
+
+
+def _ready_in(model: endpoint_pb2.Model) -> str:
+    """How long it takes to be ready; empty where nobody knows. An adapter takes milliseconds."""
+    if not model.HasField("time_to_ready"):
+        return ""
+    ms = model.time_to_ready.ToMilliseconds()
+    return f"{ms} ms" if ms < 100 else f"{ms / 1000:.1f} s"

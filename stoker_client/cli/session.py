@@ -76,10 +76,10 @@ async def connected(settings: ClientSettings) -> AsyncIterator[Client]:
 
 
 async def model_of(client: Client, settings: ClientSettings) -> str:
-    """The model to ask: as set, else the only one there is. Raises click.UsageError where that is not clear."""
+    """The model to ask: as set, else the only one that is no adapter. Raises click.UsageError if that is not clear."""
     if settings.model:
         return settings.model
-    names = sorted({found.model.name for found in await client.models()})
+    names = sorted({found.model.name for found in await client.models() if not found.model.base})
     if len(names) == 1:
         return names[0]
     known = (

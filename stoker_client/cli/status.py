@@ -101,10 +101,7 @@ def _endpoint_row(seen: router_pb2.EndpointStatus) -> tuple[str, ...]:
     if seen.HasField("ejected_for"):
         breaker += f" for {seen.ejected_for.ToMilliseconds() / 1000:.0f} s"
     calibration = {each.model: each for each in seen.calibration}
-    models = "\n".join(
-        f"{escape(model.name)} {styled(residency(model))}{_predicted(calibration.get(model.name))}"
-        for model in seen.endpoint.models
-    )
+    models = "\n".join(f"{_where(model)}{_predicted(calibration.get(model.name))}" for model in seen.endpoint.models)
     if seen.excluded_by:
         models += f"\n[yellow]not chosen: {escape(seen.excluded_by)}[/]"
     return (
@@ -128,6 +125,12 @@ def _predicted(calibration: router_pb2.Calibration | None) -> str:
     style = "dim" if calibration.error <= RIGHT_WITHIN else "yellow"
     off = f"first token off by {calibration.error:.0%} ({calibration.bias:+.0%}), of {calibration.requests}"
     return f" [{style}]{off}[/]"
+
+
+def _where(model: endpoint_pb2.Model) -> str:
+    """A model and where it is; an adapter with its base."""
+    of = f" of {escape(model.base)}" if model.base else ""
+    return f"{escape(model.name)}{of} {styled(residency(model))}"
 
 
 def residency(model: endpoint_pb2.Model) -> str:

@@ -9,6 +9,7 @@ from model_server.engine import Engine
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
 from stoker.v1 import generation_pb2
+from tests.contract.adapter_contract import AdapterContract, Sources
 from tests.contract.engine_contract import Capabilities, EngineContract, Kill
 from tests.contract.resume_contract import ResumeContract
 
@@ -66,8 +67,17 @@ def kill() -> Kill:
     return die
 
 
+@pytest.fixture(scope="module")
+def adapters() -> Sources:
+    return Sources(["any", "other"])
+
+
 class TestSimEngineResumes(ResumeContract):
     """What another engine began, in real time. Before the class that kills the engine."""
+
+
+class TestSimEngineAdapters(AdapterContract):
+    """LoRA adapters, in real time."""
 
 
 class TestSimEngine(EngineContract):

@@ -103,7 +103,9 @@ class Generation(_message.Message):
     text: _builtins.str
     """Plain text, tokenised by the model's own tokenizer with its special tokens."""
     lora_adapter: _builtins.str
-    """The LoRA adapter to apply, by its model name. Default: none."""
+    """The LoRA adapter to apply, by its model name, where `model` names its base: the same as `model` naming the adapter.
+    Default: none.
+    """
     cache_salt: _builtins.str
     """Separates this request's cached prefix from requests with another salt. Default: shared with all."""
     priority: _builtins.int

@@ -11,7 +11,7 @@ import pytest
 from discovery.memory import MemoryCatalog
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
-from model_server.residency.spec import ModelSpec
+from model_server.residency.spec import AdapterSpec, ModelSpec
 from model_server.server import ModelServer
 from router.server import RouterServer
 from stoker.v1 import endpoint_pb2
@@ -29,10 +29,11 @@ HOT, ASLEEP, STAGED = endpoint_pb2.RESIDENCY_HOT, endpoint_pb2.RESIDENCY_ASLEEP,
 
 
 @asynccontextmanager
-async def mesh() -> AsyncIterator[tuple[str, RouterServer]]:
-    """A router before a server with `a` hot and `b` staged."""
+async def mesh(*adapters: str) -> AsyncIterator[tuple[str, RouterServer]]:
+    """A router before a server with `a` hot, `b` staged and these adapters of `a`."""
     catalog = MemoryCatalog((ZONE,))
-    specs = [ModelSpec(name, partial(SimEngine, name, SIM)) for name in ("a", "b")]
+    specs: list[ModelSpec | AdapterSpec] = [ModelSpec(name, partial(SimEngine, name, SIM)) for name in ("a", "b")]
+    specs += [AdapterSpec(name, "a", f"/adapters/{name}") for name in adapters]
     async with AsyncExitStack() as held:
         server = ModelServer(server_settings(server_id="s", zone=ZONE), specs, catalog.registrar(ZONE, QUICK))
         await held.enter_async_context(server.running())
@@ -89,3 +90,20 @@ async def test_the_command_moves_models_and_says_how_far_they_are(tmp_path: Path
         assert "staged" in listed.out and "asleep" in listed.out
         wrong = await stoker(tmp_path, "models", "load", "x", *to)
         assert wrong.code == 1 and "no server has the model 'x'" in wrong.err
+
+
+async def test_adapters_are_shown_with_their_base_and_moved_like_models(tmp_path: Path) -> None:
+    async with mesh("tone") as (address, up), Client(address) as client:
+        to = ("--router", address)
+        loaded = await stoker(tmp_path, "models", "load", "tone", *to)
+        assert loaded.code == 0 and "hot on s" in loaded.out and "loading the adapter" in loaded.err
+        by_base = await client.generate("hello", model="a", lora_adapter="tone", max_tokens=4)
+        assert by_base.token_ids == (await client.generate("hello", model="tone", max_tokens=4)).token_ids
+        unloaded = await stoker(tmp_path, "models", "unload", "tone", *to)
+        assert "tone is staged, ready in" in unloaded.out and " ms when it is asked for" in unloaded.out
+        await until(lambda: residency(up, "tone") == "staged")
+        listed = await stoker(tmp_path, "models", *to, "--json")
+        shown = {each["model"]["name"]: each["model"]["base"] for each in json.loads(listed.out)["models"]}
+        assert shown == {"a": "", "b": "", "tone": "a"}
+        assert "base" in (await stoker(tmp_path, "models", *to)).out
+        assert "tone of a staged" in (await stoker(tmp_path, "status", *to)).out

@@ -75,3 +75,26 @@ def test_the_file_gives_a_model_a_share_of_its_own(tmp_path: Path) -> None:
     file.write_text('[model_server]\nmodel = "/m/a"\n[[model_server.models]]\nmodel = "/m/b"\nshare = 0.25\n')
     given = load(CommandSettings, "model_server", ("--config", str(file)), environ={})
     assert [given.share_of(entry) for entry in given.entries] == [0.9, 0.25]
+
+
+def test_adapters_belong_to_the_first_model_or_to_the_one_named() -> None:
+    models = ("--model", "/m/a", "--models", "chat@2=/m/b")
+    given = settings(*models, "--adapters", "x=/ad/x,y=org/y:chat@2", "--max-adapters", "2")
+    assert [(each.name, each.adapter, given.base_of(each)) for each in given.adapters] == [
+        ("x", "/ad/x", "a"),
+        ("y", "org/y", "chat@2"),
+    ]
+    assert [vllm_settings(given, entry).max_adapters for entry in given.entries] == [2, 2]
+    assert sim_settings(given).max_adapters == 2
+    alone = settings(*models, "--adapters", "x=/ad/x")
+    assert [vllm_settings(alone, entry).max_adapters for entry in alone.entries] == [4, 0], "room only where it is used"
+    for wrong, why in (("x=/ad/x:nobody", "one of them"), ("a=/ad/x", "called alike"), ("/ad/x", "adapter")):
+        with pytest.raises(SettingsError, match=why):
+            settings(*models, "--adapters", wrong)
+
+
+def test_the_file_gives_adapters_as_tables(tmp_path: Path) -> None:
+    file = tmp_path / "stoker.toml"
+    file.write_text('[model_server]\nmodel = "/m/a"\n[[model_server.adapters]]\nname = "x:1"\nadapter = "/ad:x"\n')
+    given = load(CommandSettings, "model_server", ("--config", str(file)), environ={})
+    assert [(each.name, each.adapter, given.base_of(each)) for each in given.adapters] == [("x:1", "/ad:x", "a")]

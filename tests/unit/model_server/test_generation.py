@@ -73,6 +73,12 @@ class ScriptedEngine:
     async def wake(self) -> None:
         return
 
+    async def add_adapter(self, name: str, source: str) -> None:
+        return
+
+    async def drop_adapter(self, name: str) -> None:
+        return
+
     async def stop(self) -> None:
         return
 

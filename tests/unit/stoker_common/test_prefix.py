@@ -54,14 +54,19 @@ def test_a_prompt_shorter_than_a_block_has_no_hash_but_can_grow() -> None:
     "other",
     [
         text(WORDS * 20, cache_salt="another"),
-        text(WORDS * 20, lora_adapter="another"),
         pb.Generation(model="m", chat=pb.Chat(messages=[message("user", WORDS * 20)])),
     ],
-    ids=["salt", "adapter", "form"],
+    ids=["salt", "form"],
 )
-def test_salts_adapters_and_forms_share_nothing(other: pb.Generation) -> None:
+def test_salts_and_forms_share_nothing(other: pb.Generation) -> None:
     assert common(text(WORDS * 20), other) == 0
     assert hashes(other)
+
+
+def test_an_adapter_is_a_model_whichever_way_it_was_asked_for() -> None:
+    by_base = pb.Generation(model="base", lora_adapter="mine", text=WORDS * 20)
+    assert hashes(by_base, "mine") == hashes(pb.Generation(model="mine", text=WORDS * 20), "mine")
+    assert not set(hashes(by_base, "mine")) & set(hashes(text(WORDS * 20), "base"))
 
 
 def test_models_share_nothing() -> None:

@@ -84,6 +84,7 @@ def test_every_byte_counts() -> None:
         ({}, "s", "next life", 0, (Code.PERMISSION_DENIED, "TICKET_OTHER_SERVER")),
         ({}, "s", "e", 16, (Code.UNAUTHENTICATED, "TICKET_EXPIRED")),
         ({"model": "n"}, "s", "e", 0, (Code.PERMISSION_DENIED, "TICKET_OTHER_REQUEST")),
+        ({"lora_adapter": "n"}, "s", "e", 0, (Code.PERMISSION_DENIED, "TICKET_OTHER_REQUEST")),
         ({"request_id": "r2"}, "s", "e", 0, (Code.PERMISSION_DENIED, "TICKET_OTHER_REQUEST")),
         ({"text": "secret " * 50}, "s", "e", 0, (Code.PERMISSION_DENIED, "TICKET_OTHER_REQUEST")),
     ],
@@ -105,6 +106,13 @@ def test_another_tenant_or_more_tokens() -> None:
     asked = generation()
     asked.sampling.ClearField("max_tokens")
     assert refused(lambda: check_claims(claims(), asked, "s", "e", NOW_S))[1] == "TICKET_OTHER_REQUEST"
+
+
+def test_a_ticket_for_an_adapter_lets_in_who_asks_for_it_by_its_base() -> None:
+    asked = generation(model="base", lora_adapter="m")
+    ticket = claims()
+    ticket.max_request_bytes = asked.ByteSize()
+    check_claims(ticket, asked, "s", "e", NOW_S)
 
 
 def test_a_routers_own_ticket_does_not_end() -> None:

@@ -186,13 +186,13 @@ INVALID = [
     (generation(session=pb.Session(id="x" * 257)), "generation.session.id", "at most 256"),
     (generation(session=pb.Session(id="a\nb")), "generation.session.id", "leave them out"),
     (generation(session=pb.Session(id="a", mode=9)), "generation.session.mode", "SESSION_MODE_SOFT"),  # type: ignore[arg-type]
+    (generation(lora_adapter="a b"), "generation.lora_adapter", "no white space"),
     (generation(on_server_failure=9), "generation.on_server_failure", "ON_SERVER_FAILURE_FAIL"),
     (generation(tenant=pb.Tenant()), "generation.tenant.id", "an id"),
     *[(generation(request_id=text), "generation.request_id", "A-Z a-z") for text in ("a b", "a\n", "x" * 129, "é")],
 ]
 
 NOT_YET = [
-    (generation(lora_adapter="mine"), "generation.lora_adapter"),
     (generation(tenant=pb.Tenant(id="t")), "generation.tenant"),
     (chatting(IMAGE), "generation.chat.messages.content.image"),
 ]

@@ -13,7 +13,7 @@ from discovery.endpoint import Residency
 from model_server.residency.demand import HALF_LIFE_S, Demand
 from model_server.residency.move import Move
 from model_server.residency.ready_times import ReadyTimes
-from model_server.residency.staged import is_whole
+from model_server.residency.staged import is_whole, is_whole_adapter
 from stoker_common.refusal import Refusal, unavailable
 from tests.fakes.clock import FakeClock
 
@@ -102,3 +102,13 @@ def test_weights_are_whole_when_every_file_is_as_long_as_its_header_says(tmp_pat
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "a.safetensors", "v": "b.safetensors"}}))
     assert not is_whole(tmp_path), "a file that the index names is missing"
+
+
+def test_an_adapter_is_whole_when_it_has_its_configuration_and_its_weights(tmp_path: Path) -> None:
+    assert not is_whole_adapter(tmp_path / "absent")
+    _tensors(tmp_path / "adapter_model.safetensors")
+    assert not is_whole_adapter(tmp_path), "without a configuration"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert is_whole_adapter(tmp_path)
+    _tensors(tmp_path / "adapter_model.safetensors", missing_bytes=1)
+    assert not is_whole_adapter(tmp_path)
