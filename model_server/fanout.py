@@ -49,7 +49,7 @@ async def _relay_one(engine: Engine, index: int, request: EngineRequest, meter: 
     try:
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
-                meter.output(len(output.token_ids), output.cached_tokens, clock())
+                meter.output(len(output.token_ids), output.cached_tokens, clock(), output.prefill_ms)
                 finished = bool(output.finish_reason)
                 meter.delivering = True
                 await emit(((index, output),))

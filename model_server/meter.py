@@ -68,15 +68,15 @@ class SequenceMeter:
         self.first_at: float | None = None
         self.last_at = 0.0
 
-    def output(self, tokens: int, cached_tokens: int, now: float) -> None:
-        """An output of `tokens` tokens came at `now`."""
+    def output(self, tokens: int, cached_tokens: int, now: float, prefill_ms: float | None = None) -> None:
+        """An output of `tokens` tokens came at `now`; `prefill_ms`: how long the engine itself computed the prompt."""
         self.tokens += tokens
         self.last_at = now
         if self.first_at is None:
             self.first_at = now
             self._settled_at = now
             self._settled_tokens = self._first_tokens = tokens
-            self._meter.prompt_done(self._prompt_tokens, cached_tokens, now)
+            self._meter.prompt_done(self._prompt_tokens, cached_tokens, now, prefill_ms)
 
     @property
     def later_tokens(self) -> int:
@@ -142,13 +142,15 @@ class Meter:
         if later_tokens > 0:
             self.itl.add(later_s, later_tokens, now)
 
-    def prompt_done(self, prompt_tokens: int, cached_tokens: int, now: float) -> None:
-        """A prompt gave its first output: what was computed since the last one did, was computed in that time."""
+    def prompt_done(self, prompt_tokens: int, cached_tokens: int, now: float, prefill_ms: float | None = None) -> None:
+        """A prompt gave its first output: what was computed since the last one did, was computed in that time, or in
+        what the engine says it took: without the wait for the step that ran, and the way."""
         computed = prompt_tokens - cached_tokens
         elapsed = now - self._computing_since
         if computed > 0 and not self._full():
             if elapsed > _SAME_STEP_S:
-                self._prefill.add(computed, elapsed, now)
+                own_s = elapsed if prefill_ms is None else min(elapsed, prefill_ms / 1e3)
+                self._prefill.add(computed, own_s, now)
             elif self._told:
                 self._prefill.extend(computed)
             self._told = self._told or computed >= _SHORTEST_PROMPT_TOKENS

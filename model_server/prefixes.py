@@ -31,11 +31,6 @@ class _Entry:
         # The share of its conversation that the engine found when the session came back.
         self.trust = 1.0
 
-    @property
-    def told_tokens(self) -> int:
-        """Of a session: how many tokens of its next prompt will be found."""
-        return int(self.session_tokens * self.trust)
-
 
 # Told of a block: whether it is there; of a session: its tokens, 0 when it is gone.
 OnBlock = Callable[[int, bool], None]
@@ -64,8 +59,9 @@ class CachedPrefixes:
         return (known for known, entry in reversed(self._entries.items()) if entry.session_tokens < 0)
 
     def sessions(self) -> Iterator[tuple[int, int]]:
-        """All sessions and their tokens."""
-        return ((known, each.told_tokens) for known, each in self._entries.items() if each.session_tokens >= 0)
+        """The sessions of which something will be found, and how many tokens."""
+        sessions = ((known, each) for known, each in self._entries.items() if each.session_tokens >= 0)
+        return ((known, tokens) for known, each in sessions if (tokens := self._told(each)))
 
     def held(self, prefix: Prefix) -> int:
         """How many of the chain's blocks are there, from the first on."""
@@ -78,7 +74,8 @@ class CachedPrefixes:
         """The engine found `cached_tokens` of a prompt of which `believed` blocks were known when it was asked."""
         known = self._entries.get(session)
         if known is not None and known.session_tokens > 0:
-            found = min(1.0, cached_tokens / min(known.session_tokens, prompt_tokens))
+            whole = self._whole(min(known.session_tokens, prompt_tokens))
+            found = min(1.0, cached_tokens / whole) if whole else 1.0
             known.trust += _WEIGHT * (found - known.trust)
         limit = cached_tokens + max(self._block_tokens, int(_OFF * prompt_tokens))
         for place in range(believed):
@@ -118,7 +115,15 @@ class CachedPrefixes:
             entry.trust = known.trust
             self._remove(session)
         self._enter(session, entry)
-        self._on_session(session, entry.told_tokens)
+        self._on_session(session, self._told(entry))
+
+    def _told(self, session: _Entry) -> int:
+        """How many tokens of a session's next prompt will be found."""
+        return self._whole(int(session.session_tokens * session.trust))
+
+    def _whole(self, tokens: int) -> int:
+        """What of them is found again: whole blocks of the engine's, and not the last token, which nobody computed."""
+        return max(0, tokens - 1) // self._block_tokens * self._block_tokens
 
     def _enter(self, known: int, entry: _Entry) -> None:
         self._entries[known] = entry

@@ -34,9 +34,9 @@ class Dispatch:
         self._flight = flight
         self._learned = learned
         self._try = flight.begin(chosen)
-        # What lies before the first token; the rest of the cost lies behind it.
-        zone_ms = learned.ways.ms.get(self._member.endpoint.zone, 0.0) if self._cost.zone_ms else 0.0
-        self._try.predicted_ms = first_token_ms(self._cost, zone_ms)
+        # What lies before the first token, with the way, at home too; the rest of the cost lies behind it.
+        way_ms = learned.ways.ms.get(self._member.endpoint.zone, 0.0)
+        self._try.predicted_ms = first_token_ms(self._cost, way_ms)
         self._started = False
         self._finished = False
 

@@ -7,9 +7,13 @@ from router.ledger import Key
 from router.prefix_index import Depths
 from stoker_common.prefix import Prefix
 
+# How far blocks, which are counted in bytes, may be off a session's tokens, which the engine counted, and say the same.
+_OFF = 1 / 8
+
 
 class Held(Mapping[Key, int]):
-    """Tokens of a prompt in each server's cache, those with most first: its blocks there, or its session's if more.
+    """Tokens of a prompt in each server's cache, those with most first: its blocks there, or its session's, unless
+    there are clearly more blocks: then somebody else has said the same there.
 
     Worked out for those that are asked for only: a prompt that begins as all do is held by the whole fleet.
     """
@@ -34,7 +38,10 @@ class Held(Mapping[Key, int]):
         tokens = self._known.get(key)
         if tokens is None:
             tokens = self._prefix.tokens(self._depths.get(key), self._prompt_tokens)
-            tokens = self._known[key] = max(tokens, self._session.get(key, 0))
+            session = self._session.get(key, 0)
+            if tokens <= session * (1 + _OFF):
+                tokens = session
+            self._known[key] = tokens
         return tokens or default
 
     def __iter__(self) -> Iterator[Key]:

@@ -37,6 +37,9 @@ class Account:
     own_whole_tokens: int = 0
     new_streams: int = 0
     new_prompt_tokens: int = 0
+    # Our requests without a first token yet, and since when the foremost of them can have been computed.
+    own_waiting: int = 0
+    computing_since_s: float = 0.0
     # How many streams of other routers there are for each of ours, over all endpoints.
     peers: float = 0.0
     others_streams: int = 0
@@ -51,7 +54,7 @@ class Account:
         """Streams running or waiting there, as far as can be told."""
         return self.own_streams + self._others(self.others_streams, self.new_streams, self.own_streams)
 
-    def _others(self, reported: float, new: int, own: int) -> float:
+    def _others(self, reported: float, new: int, own: float) -> float:
         """The others' part: what was reported, and in proportion what we sent since; in part from our own alone.
 
         Routers that see the same reports would all choose the same server until the next one. What each has sent itself
@@ -62,10 +65,24 @@ class Account:
         return (1 - OWN_VIEW) * (reported + self.peers * new) + OWN_VIEW * self.peers * own
 
     def waiting_prompt_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
-        """Prompt tokens to be computed before a request sent now: the others' have been worked on since the report."""
+        """Prompt tokens to be computed before a request sent now: what waits has been worked on, the others' since the
+        report, ours since the first token before."""
         since = max(0.0, now_s - self.reported_at_s)
         others = max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
-        return self.own_prompt_tokens + self._others(others, self.new_prompt_tokens, self.own_prompt_tokens)
+        own = self.own_prompt_tokens - self._computed(now_s, prefill_tokens_per_second)
+        return own + self._others(others, self.new_prompt_tokens, own)
+
+    def _computed(self, now_s: float, prefill_tokens_per_second: float) -> float:
+        """How much of our foremost prompt is computed by now; the others' of the last report came before it.
+
+        Once it should be whole and there is still no first token, the less is believed to be computed the later it is:
+        a server that stands still must not look as if it had nothing left to do.
+        """
+        if not self.own_waiting:
+            return 0.0
+        foremost = self.own_prompt_tokens / self.own_waiting
+        worked = (now_s - self.computing_since_s) * prefill_tokens_per_second - self.others_prompt_tokens
+        return max(0.0, foremost - abs(worked - foremost))
 
 
 # Read where nothing is booked, never written.
@@ -75,14 +92,19 @@ NOTHING = Account()
 class Booking:
     """One attempt's share of an account. `close` may be called any number of times."""
 
-    __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens", "_whole_tokens")
+    __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens", "_waits", "_whole_tokens")
 
-    def __init__(self, ledger: "Ledger", account: Account, prompt_tokens: int, cached_tokens: int) -> None:
+    def __init__(
+        self, ledger: "Ledger", account: Account, prompt_tokens: int, cached_tokens: int, now_s: float
+    ) -> None:
         self._ledger = ledger
         self._account = account
         self._waiting_tokens = prompt_tokens
         self._whole_tokens = prompt_tokens + cached_tokens
-        self._open = True
+        self._open = self._waits = True
+        if not account.own_waiting:
+            account.computing_since_s = now_s
+        account.own_waiting += 1
         account.own_streams += 1
         account.own_prompt_tokens += prompt_tokens
         account.own_whole_tokens += self._whole_tokens
@@ -90,10 +112,14 @@ class Booking:
         account.new_prompt_tokens += prompt_tokens
 
     def first_token(self) -> None:
-        """The prompt is computed."""
+        """The prompt is computed, or will not be."""
+        if not self._waits:
+            return
+        self._waits = False
+        self._account.own_waiting -= 1
+        self._account.computing_since_s = self._ledger.now_s
         self._account.own_prompt_tokens -= self._waiting_tokens
         self._account.own_whole_tokens -= self._whole_tokens
-        self._waiting_tokens = self._whole_tokens = 0
 
     def close(self) -> None:
         """The attempt is over, however it ended."""
@@ -129,10 +155,16 @@ class Ledger:
         """Accounts by server and epoch. A live view; read it and let go of it before the next await."""
         return self._accounts
 
+    @property
+    def now_s(self) -> float:
+        """The clock's reading."""
+        return self._clock()
+
     def book(self, key: Key, prompt_tokens: int, cached_tokens: int = 0) -> Booking:
         """Book an attempt that will compute `prompt_tokens` and find `cached_tokens` in the cache."""
         self._in_flight += 1
-        return Booking(self, self._accounts.setdefault(key, Account()), prompt_tokens, cached_tokens)
+        account = self._accounts.setdefault(key, Account())
+        return Booking(self, account, prompt_tokens, cached_tokens, self._clock())
 
     def closed(self, _booking: Booking) -> None:
         """For bookings: one is over."""

@@ -186,10 +186,11 @@ class VllmEngine:
             lora=lora,
         )
         self._streams += 1
+        handed_s = time.monotonic()
         begun = False
         try:
             async for output in stream:
-                converted = engine_output(output, request)
+                converted = engine_output(output, request, handed_s)
                 begun = True
                 yield converted
         except vllm_api.EngineDeadError as error:

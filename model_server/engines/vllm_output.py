@@ -19,8 +19,9 @@ class EngineFailed(EngineError):
     retryable = True
 
 
-def engine_output(output: Any, request: EngineRequest) -> EngineOutput:
-    """One vllm.RequestOutput (deltas, one completion) as an EngineOutput.
+def engine_output(output: Any, request: EngineRequest, handed_s: float | None = None) -> EngineOutput:
+    """One vllm.RequestOutput (deltas, one completion) as an EngineOutput. `handed_s`: when vLLM was given the request,
+    by the monotonic clock, which its engine core has as well.
 
     Raises EngineDead for an end that nobody asked for: a vLLM that is told to go ends its streams as if they were
     done. Raises EngineFailed for a sequence that vLLM gave up.
@@ -45,15 +46,20 @@ def engine_output(output: Any, request: EngineRequest) -> EngineOutput:
         stop_string=stop_string,
         stop_token_id=stop_token_id,
         cached_tokens=output.num_cached_tokens or 0,
-        queue_ms=_queue_ms(output.metrics),
+        queue_ms=_queue_ms(output.metrics, handed_s),
         prefill_ms=_prefill_ms(output.metrics),
     )
 
 
-def _queue_ms(stats: Any) -> float | None:
-    """From the engine core's receiving the request to its first being scheduled; None while that is to come."""
+def _queue_ms(stats: Any, handed_s: float | None) -> float | None:
+    """From handing the request over to its first being scheduled; None while that is to come.
+
+    By vLLM's own account it queues once the engine core has taken it in, which it does between steps: the wait for the
+    running step, the longer the more prompts are computed, would be nobody's.
+    """
     queued, scheduled = getattr(stats, "queued_ts", 0.0), getattr(stats, "scheduled_ts", 0.0)
-    return max(scheduled - queued, 0.0) * 1000.0 if queued and scheduled else None
+    since = queued if handed_s is None else min(queued, handed_s)
+    return max(scheduled - since, 0.0) * 1000.0 if queued and scheduled else None
 
 
 def _prefill_ms(stats: Any) -> float | None:

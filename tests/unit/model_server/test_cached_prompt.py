@@ -40,11 +40,11 @@ def test_a_prompt_is_there_once_computed_and_its_answer_at_its_end() -> None:
     assert known.held(chain(TEXT)) == 0
     prompt.began(300, 0)
     assert known.held(chain(TEXT + ANSWER)) == len(TEXT) // 256
-    assert [tokens for _, tokens in known.sessions()] == [300]
+    assert [tokens for _, tokens in known.sessions()] == [288]
     prompt.output(EngineOutput(ANSWER, tuple(range(200))))
     prompt.ended()
     assert known.held(chain(TEXT + ANSWER)) == len(TEXT + ANSWER) // 256
-    assert [tokens for _, tokens in known.sessions()] == [500]
+    assert [tokens for _, tokens in known.sessions()] == [496]
 
 
 def test_what_ended_before_it_began_leaves_nothing() -> None:

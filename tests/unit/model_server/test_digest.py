@@ -50,7 +50,7 @@ def test_who_asks_is_told_everything_and_then_what_changes() -> None:
     assert reader.feed.behind
     assert reader.read() == 1
     assert reader.blocks == set(first.hashes)
-    assert reader.sessions == {7: 320}
+    assert reader.sessions == {7: 304}
     cache.add(second, 512, 0)
     assert not reader.feed.behind
     assert reader.read() == 1

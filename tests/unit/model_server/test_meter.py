@@ -54,6 +54,28 @@ def test_what_a_step_takes_anyway_is_not_laid_to_its_prompt() -> None:
     assert meter.prefill_tokens_per_second == pytest.approx(10_000, rel=0.1)
 
 
+def test_what_the_engine_says_it_took_counts_without_the_wait_and_the_way() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    for tokens in (200, 2000, 500, 1000) * 3:
+        sequence = meter.begin(tokens)
+        clock.advance(tokens % 7 + tokens / 10_000)  # a step ran, the loop was busy
+        sequence.output(1, 0, clock(), prefill_ms=30 + tokens / 10)
+        sequence.end()
+    assert meter.prefill_tokens_per_second == pytest.approx(10_000, rel=0.1)
+
+
+def test_prompts_that_the_engine_computed_together_still_measure_its_rate_once() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    one, two = meter.begin(1000), meter.begin(1000)
+    clock.advance(1.0)
+    one.output(1, 0, clock(), prefill_ms=1000)
+    clock.advance(1.0)
+    two.output(1, 0, clock(), prefill_ms=2000)  # in chunks, from the first one's beginning
+    assert meter.prefill_tokens_per_second == pytest.approx(1000.0)
+
+
 def test_prompts_of_one_step_are_one() -> None:
     clock = FakeClock()
     meter = Meter(clock)

@@ -83,9 +83,9 @@ def test_a_prompt_longer_than_the_cache_keeps_its_beginning() -> None:
 def test_a_session_is_its_last_prompt_and_answer_and_goes_with_them() -> None:
     cache = Cache(8)
     cache.compute("a" * 1000, session=7)
-    assert cache.told.sessions == {7: 250}
+    assert cache.told.sessions == {7: 240}  # whole blocks of the engine's
     cache.compute("a" * 1400, session=7)
-    assert dict(cache.sessions()) == {7: 350}
+    assert dict(cache.sessions()) == {7: 336}
     cache.compute("b" * 1700)
     assert cache.told.sessions == {7: 0}
     assert not dict(cache.sessions())
@@ -95,8 +95,8 @@ def test_a_session_is_its_last_prompt_and_answer_and_goes_with_them() -> None:
 def test_a_flood_of_short_sessions_is_bounded_by_the_cache() -> None:
     cache = Cache(10)
     for session in range(1, 1000):
-        cache.compute("hello", session)
-    assert len(dict(cache.sessions())) == 10 * BLOCK // 16
+        cache.compute("hello" * 20, session)
+    assert len(dict(cache.sessions())) == 10 * BLOCK // 25
     cache.check()
 
 
@@ -131,6 +131,16 @@ def test_a_session_whose_history_changes_is_trusted_as_much_as_it_deserves() -> 
     cache.correct(made, 1000, believed=0, cached_tokens=1000, session=5)
     cache.add(made, 1000, session=5)
     assert cache.told.sessions[5] > 600
+
+
+@pytest.mark.parametrize(("session_tokens", "found"), [(345, 336), (336, 320), (337, 336), (16, 0), (1, 0)])
+def test_what_is_told_of_a_session_is_what_the_engine_will_find_of_it(session_tokens: int, found: int) -> None:
+    cache = Cache(400)
+    made = chain("a" * 4000)
+    for _ in range(3):
+        cache.add(made, session_tokens, session=5)
+        assert cache.told.sessions[5] == found
+        cache.correct(made, session_tokens + 60, believed=0, cached_tokens=found, session=5)
 
 
 def test_an_emptied_cache_holds_nothing() -> None:

@@ -50,6 +50,14 @@ def test_the_larger_of_the_prefix_and_the_session_counts() -> None:
     assert held(caches, request("x" * 2048)) == {A: 256, B: 128}
 
 
+def test_where_blocks_say_about_the_same_as_the_session_the_session_is_believed() -> None:
+    caches = Caches(Sessions(10))
+    asked = request("x" * 2048, session=7)
+    holds(caches, A, asked.prefix.hashes[:4], s7=228)  # 256 by bytes
+    holds(caches, B, asked.prefix.hashes[:4], s7=227)
+    assert held(caches, asked) == {A: 228, B: 256}
+
+
 def test_those_with_most_come_first() -> None:
     caches = Caches(Sessions(10))
     asked = request("x" * 2048)

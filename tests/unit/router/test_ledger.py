@@ -74,6 +74,44 @@ def test_others_prompts_are_worked_on_after_the_report_and_ours_stay_until_their
     assert account.waiting_prompt_tokens(clock(), 500) == 100
 
 
+def test_our_foremost_prompt_is_worked_on_until_its_first_token_and_those_behind_it_are_not() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    first = ledger.book(KEY, 300)
+    clock.advance(0.4)
+    ledger.book(KEY, 300)
+    account = ledger.accounts[KEY]
+    assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(100 + 300)
+    clock.advance(0.2)
+    assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(300)
+    first.first_token()
+    assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(300)
+    clock.advance(0.4)
+    assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(100)
+
+
+def test_a_prompt_that_is_late_counts_as_not_computed_the_later_the_more() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.book(KEY, 300)
+    account = ledger.accounts[KEY]
+    waiting = []
+    for _ in range(5):
+        waiting.append(account.waiting_prompt_tokens(clock(), 500))
+        clock.advance(0.3)
+    assert waiting == pytest.approx([300, 150, 0, 150, 300], abs=1e-6)
+
+
+def test_what_was_idle_has_computed_nothing_of_the_next_prompt() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.book(KEY, 300).close()
+    clock.advance(60)
+    ledger.book(KEY, 300)
+    assert ledger.accounts[KEY].own_waiting == 1
+    assert ledger.accounts[KEY].waiting_prompt_tokens(clock(), 500) == 300
+
+
 def test_accounts_of_endpoints_that_are_gone_stay_while_something_of_ours_runs_there() -> None:
     ledger = Ledger(FakeClock())
     booking = ledger.book(KEY, 1)

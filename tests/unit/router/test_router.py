@@ -273,6 +273,7 @@ class Timed(Scripted):
                 if part.message.HasField("finished"):
                     part.message.finished.timings.queue.FromMilliseconds(40)
                     part.message.finished.timings.prefill.FromMilliseconds(200)
+                    part.message.finished.timings.ttft.FromMilliseconds(240)
                     part = Part(part.message.SerializeToString(), part.message)
                 yield part
 
@@ -299,6 +300,16 @@ async def test_what_was_predicted_is_held_against_what_came_by_server_and_term()
     labels = {"term": "prefill", "kind": "off"}
     off = bench.registry.get_sample_value("stoker_router_ttft_term_ms_total", labels)
     assert off == pytest.approx(abs(predicted_ms - 200))
+
+
+async def test_the_way_to_a_server_at_home_is_predicted_once_it_is_known() -> None:
+    clock = FakeClock()
+    bench = Bench(Timed(clock), A1, clock=clock)
+    ways = []
+    for _ in range(2):
+        (attempt,) = (await bench.ask()).finished.attempts
+        ways.append(attempt.pick.first_token_ms - attempt.pick.cost.queue_ms - attempt.pick.cost.prefill_ms)
+    assert ways == pytest.approx([0, 10])
 
 
 @pytest.mark.parametrize("kind", [Fault.LINK, Fault.SERVER, Fault.BUSY])

@@ -117,3 +117,9 @@ def test_queueing_and_the_prompts_computing_are_told_once_they_are_over() -> Non
     assert engine_output(output, request()).prefill_ms is None
     output.metrics = SimpleNamespace(queued_ts=10.0, scheduled_ts=10.25, first_token_ts=10.75)
     assert engine_output(output, request()).prefill_ms == pytest.approx(500.0)
+
+
+def test_waiting_for_the_step_that_ran_is_queueing() -> None:
+    output = vllm_output()
+    output.metrics = SimpleNamespace(queued_ts=10.0, scheduled_ts=10.25)
+    assert engine_output(output, request(), handed_s=9.5).queue_ms == pytest.approx(750.0)
