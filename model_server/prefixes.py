@@ -59,9 +59,8 @@ class CachedPrefixes:
         return (known for known, entry in reversed(self._entries.items()) if entry.session_tokens < 0)
 
     def sessions(self) -> Iterator[tuple[int, int]]:
-        """The sessions of which something will be found, and how many tokens."""
-        sessions = ((known, each) for known, each in self._entries.items() if each.session_tokens >= 0)
-        return ((known, tokens) for known, each in sessions if (tokens := self._told(each)))
+        """All sessions and how many of their tokens will be found."""
+        return ((known, self._told(each)) for known, each in self._entries.items() if each.session_tokens >= 0)
 
     def held(self, prefix: Prefix) -> int:
         """How many of the chain's blocks are there, from the first on."""
@@ -118,8 +117,8 @@ class CachedPrefixes:
         self._on_session(session, self._told(entry))
 
     def _told(self, session: _Entry) -> int:
-        """How many tokens of a session's next prompt will be found."""
-        return self._whole(int(session.session_tokens * session.trust))
+        """How many tokens of a session's next prompt will be found; 1 where it is less than a block, for it is here."""
+        return max(1, self._whole(int(session.session_tokens * session.trust)))
 
     def _whole(self, tokens: int) -> int:
         """What of them is found again: whole blocks of the engine's, and not the last token, which nobody computed."""

@@ -95,8 +95,8 @@ def test_a_session_is_its_last_prompt_and_answer_and_goes_with_them() -> None:
 def test_a_flood_of_short_sessions_is_bounded_by_the_cache() -> None:
     cache = Cache(10)
     for session in range(1, 1000):
-        cache.compute("hello" * 20, session)
-    assert len(dict(cache.sessions())) == 10 * BLOCK // 25
+        cache.compute("hello", session)
+    assert len(dict(cache.sessions())) == 10 * BLOCK // 16
     cache.check()
 
 
@@ -139,7 +139,8 @@ def test_what_is_told_of_a_session_is_what_the_engine_will_find_of_it(session_to
     made = chain("a" * 4000)
     for _ in range(3):
         cache.add(made, session_tokens, session=5)
-        assert cache.told.sessions[5] == found
+        # One that fills no block is here all the same, and a hard session waits for it.
+        assert cache.told.sessions[5] == max(1, found)
         cache.correct(made, session_tokens + 60, believed=0, cached_tokens=found, session=5)
 
 
