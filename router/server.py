@@ -245,9 +245,11 @@ class RouterServer:
         self.fleet.leaving(key, leaving=state is LinkState.LEAVING)
         if state is LinkState.DOWN:
             self.learned.caches.silent(key)
+            self.reservations.lost(key)
+        if key not in self.fleet.snapshot.members:
+            return  # its link was let go of because it is gone
         if state is LinkState.DOWN:
             self.learned.breakers.lost(key)
-            self.reservations.lost(key)
         elif state is LinkState.STALLED:
             self.learned.breakers.lost(key, Cause.STALLED)
         elif state is LinkState.UP:

@@ -7,6 +7,7 @@ import grpc
 
 from stoker_client.errors import StokerError
 from stoker_client.peer import Peer
+from stoker_client.peers import Peers
 from stoker_client.sources import Source
 from stoker_common.refusal import Code
 
@@ -17,8 +18,7 @@ class Addresses:
     def __init__(self, sources: Sequence[Source], connect_timeout_s: float, peer: Callable[[str], Peer]) -> None:
         self._sources = sources
         self._connect_timeout_s = connect_timeout_s
-        self._make_peer = peer
-        self._peers: dict[str, Peer] = {}
+        self._peers = Peers(peer)
         self._silent: set[str] = set()
 
     async def connected(self, within_s: float | None, avoid: str = "") -> AsyncGenerator[Peer, None]:
@@ -29,9 +29,10 @@ class Addresses:
         """
         timeout_s = self._connect_timeout_s if within_s is None else min(self._connect_timeout_s, within_s)
         addresses = await self._known(timeout_s)
+        await self._peers.tidy()
         any_reached = False
         for address in sorted(addresses, key=lambda each: (each == avoid, self._is_silent(each))):
-            peer = self._peer(address)
+            peer = self._peers.at(address)
             if await connects(peer.channel, timeout_s):
                 self._silent.discard(address)
                 any_reached = True
@@ -49,9 +50,7 @@ class Addresses:
 
     async def close(self) -> None:
         """Close every connection; what runs on them fails with CANCELLED."""
-        peers, self._peers = self._peers, {}
-        for peer in peers.values():
-            await peer.close()
+        await self._peers.close()
         for source in self._sources:
             await source.close()
 
@@ -64,12 +63,7 @@ class Addresses:
         """Whether it did not connect lately and still does not. Channels go on trying by themselves."""
         if address not in self._silent:
             return False
-        return self._peer(address).channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY
-
-    def _peer(self, address: str) -> Peer:
-        if address not in self._peers:
-            self._peers[address] = self._make_peer(address)
-        return self._peers[address]
+        return self._peers.at(address).channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY
 
 
 async def connects(channel: grpc.aio.Channel, timeout_s: float) -> bool:

@@ -58,7 +58,7 @@ class Calls:
                 async for router in routers:
                     call = method(router.channel)(request, metadata=metadata, timeout=deadline.left_s())
                     try:
-                        with raising_stoker_error():
+                        with router.used(), raising_stoker_error():
                             async for response in read(call):
                                 yield response
                             return

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -66,6 +66,7 @@ class Peer:
         self._use = use
         self._clock = clock
         self.in_flight = 0
+        self._calls = 0
         self._closed = False
         self._attached: asyncio.Task[None] | None = None
         self._not_before_s = float("-inf")
@@ -74,6 +75,20 @@ class Peer:
         self._link = Link(
             address, f"the peer at {address}", self.channel, hello, use.rules, backoff, clock, _ignore, self._changed
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way on it."""
+        return bool(self.in_flight or self._calls)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Around a call on its channel."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     @property
     def linked(self) -> bool:
@@ -114,6 +129,12 @@ class Peer:
         self, request: router_pb2.RouteRequest, metadata: Metadata, timeout_s: float | None
     ) -> router_pb2.RouteResponse:
         """A server, reserved by this router: over the link once it is asked often. Raises StokerError."""
+        with self.used():
+            return await self._route(request, metadata, timeout_s)
+
+    async def _route(
+        self, request: router_pb2.RouteRequest, metadata: Metadata, timeout_s: float | None
+    ) -> router_pb2.RouteResponse:
         before_s, self._asked_s = self._asked_s, self._clock()
         if self._asked_s - before_s < self._use.asks_s:
             # For the questions to come: this one does not wait for it.
@@ -134,7 +155,7 @@ class Peer:
 
     async def release(self, request: router_pb2.ReleaseRequest, timeout_s: float) -> None:
         """Give back what this router reserved. Raises StokerError."""
-        with raising_stoker_error():
+        with self.used(), raising_stoker_error():
             await router_pb2_grpc.RouterServiceStub(self.channel).Release(request, timeout=timeout_s)
 
     async def close(self) -> None:

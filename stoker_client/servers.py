@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from stoker_client.addresses import connects
 from stoker_client.peer import Peer
+from stoker_client.peers import Peers
 from stoker_common.clock import Clock
 
 # A server that is there connects within milliseconds, one in another zone within a round trip or two.
@@ -17,9 +18,8 @@ class Servers:
     """Connections to servers, made when a router first names them. Belongs to one event loop."""
 
     def __init__(self, peer: Callable[[str], Peer], clock: Clock = time.monotonic) -> None:
-        self._make_peer = peer
         self._clock = clock
-        self._peers: dict[str, Peer] = {}
+        self._peers = Peers(peer, clock)
         self._reached: set[str] = set()
         self._not_before_s = float("-inf")
 
@@ -38,20 +38,15 @@ class Servers:
 
     async def connected(self, address: str, within_s: float | None) -> Peer | None:
         """The server at `address`; None if it does not connect."""
-        peer = self._peers.get(address)
-        if peer is None:
-            peer = self._peers[address] = self._make_peer(address)
+        await self._peers.tidy()
+        peer = self._peers.at(address)
         if await connects(peer.channel, CONNECT_S if within_s is None else min(CONNECT_S, within_s)):
             self._reached.add(address)
             return peer
-        if not peer.in_flight and self._peers.get(address) is peer:
-            # A server that is gone may never come back here.
-            del self._peers[address]
-            await peer.close()
+        # A server that is gone may never come back here.
+        await self._peers.drop(address)
         return None
 
     async def close(self) -> None:
         """Close all; what runs fails with CANCELLED."""
-        while self._peers:
-            _, peer = self._peers.popitem()
-            await peer.close()
+        await self._peers.close()

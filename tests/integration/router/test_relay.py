@@ -223,3 +223,19 @@ async def test_refusals_name_the_field_through_the_router() -> None:
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "generation.prompt" in (caught.value.details() or "")
         assert up.idle()
+
+
+async def test_a_server_that_left_is_nobodys_ejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its link is let go of, and that is no dead link of a server that is no more."""
+    async with mesh(2, zones=("zone-a",)) as up:
+        router = up.routers["zone-a"]
+        downs: list[str] = []
+
+        def silent(key: tuple[str, str]) -> None:
+            downs.append(key[0])
+
+        monkeypatch.setattr(router.learned.caches, "silent", silent)
+        up.server("zone-a-0").server.stop()
+        await until(lambda: len(router.fleet.snapshot.members) == 1 and downs == ["zone-a-0"])
+        nowhere = {"zone": "", "cause": "dead link"}
+        assert router.registry.get_sample_value("stoker_router_ejections_total", nowhere) is None

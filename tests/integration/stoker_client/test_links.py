@@ -204,7 +204,7 @@ async def test_what_begins_while_its_router_drains_does_not_wait_for_a_link(monk
         async with Client([up.address_of("zone-a"), up.address_of("zone-b")]) as client:
             async with linked(client, up.routers["zone-a"]):
                 up.routers["zone-a"].stop()
-                await until(lambda: not client._addresses._peers[up.address_of("zone-a")].linked)
+                await until(lambda: not client._addresses._peers.at(up.address_of("zone-a")).linked)
                 began_s = asyncio.get_running_loop().time()
                 await client.generate("elsewhere", model=MODEL, max_tokens=3)
                 assert asyncio.get_running_loop().time() - began_s < 10.0
