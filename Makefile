@@ -45,7 +45,7 @@ chaos: setup ## A short set of faults on real processes in two zones, Consul awa
 chaos-long: setup ## Every fault, again and again; goes on where it was stopped; ARGS="--minutes 30"; writes docs/reliability.md
 	@$(VENV)/python -m tests.chaos $(ARGS)
 
-bench: setup ## What a relayed token costs, beside the peers in one run: ~12 minutes; writes docs/benchmarks.md
+bench: setup ## What a relayed token costs, beside the peers in one run: ~15 minutes; writes docs/benchmarks.md
 	@$(VENV)/python -m bench.relay $(ARGS)
 	@$(VENV)/python -m bench.relay.report
 	@if [ -e .cache/peers/bin/python ]; then .cache/peers/bin/python bench/relay/plots.py; fi

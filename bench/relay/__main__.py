@@ -18,13 +18,23 @@ import uvloop
 from bench.relay import about, measure, soak
 from bench.relay.measure import Figures, Window
 from bench.relay.pick import pick_us
-from bench.relay.script import PACED, UNPACED
+from bench.relay.script import PACED, SHORT, UNPACED
 from bench.relay.systems import ROOT, System, peers_installed, systems
 
-OURS = ("direct", "passthrough", "stoker", "stoker link", "stoker x2")
+OURS = ("direct", "passthrough", "stoker", "stoker link", "stoker direct", "stoker x2")
 PEERS = ("http direct", "vllm-router", "smg")
 RESULTS = ROOT / "bench" / "results" / "relay.json"
 OPEN_RATE_PER_S = 200.0
+
+SHORT_AT_ONCE = SHORT_TOKENS = 64
+# Those that are not measured in every case, and where they are: what they could show elsewhere others do, and a round
+# takes its time. `stoker direct` has nothing on the path of tokens, and its server is none that goes as fast as it can.
+ONLY = {
+    "passthrough": ("paced 64", "paced 256", "unpaced 16", "unpaced 64", "first token", "unary alone"),
+    "stoker link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
+    "stoker direct": ("paced 64", "paced 256", SHORT),
+    "stoker x2": ("paced 64", "paced 256", "unpaced 64"),
+}
 
 Case = Callable[[System, Window], Awaitable[Figures]]
 
@@ -36,6 +46,7 @@ def cases(counts: list[int], unpaced: list[int]) -> dict[str, Case]:
         found[f"paced {count}"] = lambda system, window, n=count: measure.streams(system, n, PACED, window)  # type: ignore[misc]
     for count in unpaced:
         found[f"unpaced {count}"] = lambda system, window, n=count: measure.streams(system, n, UNPACED, window)  # type: ignore[misc]
+    found[SHORT] = lambda system, window: measure.short_streams(system, SHORT_AT_ONCE, SHORT_TOKENS, window)
     found["first token"] = measure.first_token
     found["unary alone"] = measure.unary_alone
     found["unary open"] = lambda system, window: measure.unary_open(system, OPEN_RATE_PER_S, window)
@@ -49,10 +60,17 @@ def run(up: list[System], chosen: dict[str, Case], rounds: int, window: Window) 
     for number in range(rounds):
         for name, case in chosen.items():
             for system in rng.sample(up, len(up)):
+                if not measured(system, name):
+                    continue
                 figures = uvloop.run(_measured(case, system, window))
                 results.append({"round": number, "system": system.name, "case": name, **_rounded(figures)})
                 print(_line(results[-1]), flush=True)
     return results
+
+
+def measured(system: System, case: str) -> bool:
+    """Whether there is something to measure: without a router nothing costs one."""
+    return case in ONLY.get(system.name, (case,)) and (case != SHORT or bool(system.pids))
 
 
 async def _measured(case: Case, system: System, window: Window) -> Figures:
@@ -73,7 +91,8 @@ def _rounded(figures: Figures) -> Figures:
 
 
 def _line(result: dict[str, object]) -> str:
-    shown = ("tokens_per_s", "cpu_us_per_token", "cpu_us_per_request", "messages_per_token", "delay_p99_ms", "p50_ms")
+    costs = ("cpu_us_per_token", "cpu_us_per_request", "cpu_us_per_stream")
+    shown = ("tokens_per_s", *costs, "messages_per_token", "delay_p99_ms", "p50_ms")
     figures = "  ".join(f"{name} {result[name]:.1f}" for name in shown if name in result)
     return f"{result['round']}  {result['case']:<12} {result['system']:<12} {figures}"
 

@@ -91,6 +91,36 @@ async def streams(system: System, count: int, how: str, window: Window) -> Figur
     return figures
 
 
+async def short_streams(system: System, count: int, tokens: int, window: Window) -> Figures:
+    """Paced streams of so many tokens, `count` at a time, begun evenly one after the other; for each that ended.
+
+    Measured over as long as one takes: as many begin in it as end.
+    """
+    load, seen, lag = system.load(count), Seen(), Lag()
+    lasts_s = tokens * STEP_MS / 1e3
+    ended = 0
+
+    async def one(i: int) -> None:
+        nonlocal ended
+        await asyncio.sleep(lasts_s * i / count)
+        while True:
+            await load.stream(i, PACED, tokens, seen, lambda: None)
+            ended += 1
+
+    lagging = asyncio.ensure_future(lag.run())
+    tasks = [asyncio.ensure_future(one(i)) for i in range(count)]
+    try:
+        await _or_failure(asyncio.sleep(lasts_s + window.settle_s), tasks)
+        ended, costs = 0, _Costs(system, lag)
+        await _or_failure(asyncio.sleep(max(lasts_s, window.window_s)), tasks)
+        return costs.figures(ended, "stream")
+    finally:
+        for task in [lagging, *tasks]:
+            task.cancel()
+        await asyncio.gather(lagging, *tasks, return_exceptions=True)
+        await load.close()
+
+
 async def first_token(system: System, window: Window) -> Figures:
     """One stream at a time: the time to its first token, in ms."""
     load, lag, times_ms = system.load(), Lag(), list[float]()

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from statistics import median
 
 import grpc.aio
 import psutil
 
 from bench.relay import measure
-from bench.relay.load import Seen
+from bench.relay.load import Seen, quantile
 from bench.relay.measure import Figures, Window
 from bench.relay.script import MODEL, PACED, UNPACED
 from bench.relay.systems import System
@@ -19,7 +20,10 @@ from stoker_common.channel import client_options
 AT_ONCE = 64
 # What an allocator, caches and pools have settled on after so many is what later streams are held against.
 WARM = 2_000
-NOISE_STREAMS = 32
+NOISE_STREAMS = 64
+SLOW_ROUNDS = 8
+# By then what a client that never reads is sent until nothing more fits is over: a burst like any fast stream's.
+SLOW_SETTLE_S = 1.2
 
 
 async def leftovers(system: System, streams: int) -> Figures:
@@ -78,17 +82,51 @@ async def _settled(process: psutil.Process) -> tuple[float, int, int]:
 
 
 async def slow_reader(system: System, window: Window) -> Figures:
-    """ITL of paced streams beside a client that asks for a long answer and never reads it, and without it, in turns."""
-    without, beside = list[Figures](), list[Figures]()
-    for _ in range(3):
-        without.append(await measure.streams(system, NOISE_STREAMS, PACED, window))
-        async with _never_reads(system):
-            beside.append(await measure.streams(system, NOISE_STREAMS, PACED, window))
-    ratios = [slow["itl_p99_ms"] / free["itl_p99_ms"] for slow, free in zip(beside, without, strict=True)]
+    """ITL of paced streams beside a client that asks for a long answer and never reads it, and without it.
+
+    The streams run on while that client comes and goes, `SLOW_ROUNDS` times: both states meet the same machine.
+    """
+    load, seen = system.load(NOISE_STREAMS), Seen()
+    without, beside, ratios = list[float](), list[float](), list[float]()
+    began = 0
+
+    def begun() -> None:
+        nonlocal began
+        began += 1
+
+    async def gaps() -> list[float]:
+        await asyncio.sleep(SLOW_SETTLE_S)
+        seen.forget()
+        await asyncio.sleep(window.window_s)
+        return list(seen.gaps_ms)
+
+    tasks = [asyncio.ensure_future(load.stream(i, PACED, 1 << 20, seen, begun)) for i in range(NOISE_STREAMS)]
+    try:
+        async with asyncio.timeout(measure.BEGIN_WITHIN_S):
+            while began < NOISE_STREAMS:  # noqa: ASYNC110 - told one by one
+                await asyncio.sleep(0.05)
+        for _ in range(SLOW_ROUNDS):
+            free = await gaps()
+            async with _never_reads(system):
+                slow = await gaps()
+            without += free
+            beside += slow
+            ratios.append(quantile(slow, 0.99) / quantile(free, 0.99))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await load.close()
     return {
-        "itl_p99_ms": sorted(free["itl_p99_ms"] for free in without)[1],
-        "itl_p99_beside_ms": sorted(slow["itl_p99_ms"] for slow in beside)[1],
-        "ratio": sorted(ratios)[1],
+        "rounds": SLOW_ROUNDS,
+        "itl_p99_ms": quantile(without, 0.99),
+        "itl_p99_beside_ms": quantile(beside, 0.99),
+        "itl_p50_ms": quantile(without, 0.5),
+        "itl_p50_beside_ms": quantile(beside, 0.5),
+        # Of each round's own ratio: a round that met another program's burst is one round.
+        "ratio": median(ratios),
+        "ratio_p25": quantile(ratios, 0.25),
+        "ratio_p75": quantile(ratios, 0.75),
     }
 
 

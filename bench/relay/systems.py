@@ -14,9 +14,11 @@ from pathlib import Path
 import grpc.aio
 
 from bench.relay.load import Load
+from bench.relay.load_direct import DirectLoad
 from bench.relay.load_grpc import GrpcLoad
 from bench.relay.load_http import HttpLoad
 from bench.relay.load_link import LinkLoad
+from bench.relay.script import MODEL, MODEL_DIRECT, STEP_MS
 from discovery.consul_agent import ConsulAgent, find_consul, free_ports, plan_agents, ready, stop_all
 from stoker.v1 import router_pb2, router_pb2_grpc
 from stoker_common.channel import client_options
@@ -24,23 +26,32 @@ from stoker_common.channel import client_options
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".cache" / "peers"
 UP_WITHIN_S = 60.0
+# As many streams as there are, a token of each every 20 ms.
+_SIM = (
+    *("--engine=sim", f"--model={MODEL_DIRECT}", f"--sim-step-base-ms={STEP_MS:g}", "--sim-step-per-stream-ms=0"),
+    *("--sim-max-streams=1024", "--sim-max-batched-tokens=8192", "--sim-kv-tokens=4000000"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way from a client to a mock server. `pids`: whose CPU it costs, beside the mock's and the client's."""
+    """One way from a client to a server. `pids`: whose CPU it costs, beside the server's and the client's."""
 
     name: str
     address: str
     pids: tuple[int, ...]
-    http: bool
-    link: bool = False
 
     def load(self, streams: int = 1) -> Load:
         """A load generator for it."""
-        if self.link:
-            return LinkLoad(self.address)
-        return HttpLoad(self.address) if self.http else GrpcLoad(self.address, streams)
+        match self.name:
+            case "stoker link":
+                return LinkLoad(self.address)
+            case "stoker direct":
+                return DirectLoad(self.address)
+            case "http direct" | "vllm-router" | "smg":
+                return HttpLoad(self.address)
+            case _:
+                return GrpcLoad(self.address, streams)
 
 
 def peers_installed() -> bool:
@@ -50,8 +61,8 @@ def peers_installed() -> bool:
 
 @contextmanager
 def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
-    """Those that are named, of `direct`, `passthrough`, `stoker`, `stoker link`, `stoker x2`, `http direct`,
-    `vllm-router`, `smg`."""
+    """Those that are named, of `direct`, `passthrough`, `stoker`, `stoker link`, `stoker direct`, `stoker x2`,
+    `http direct`, `vllm-router`, `smg`."""
     with ExitStack() as stack:
         (plan,) = plan_agents(find_consul(ROOT), ("zone-a",))
         agent = ConsulAgent(plan, folder / "consul.log")
@@ -65,12 +76,16 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
         up.start("mock", python, "-m", "bench.relay.backend_grpc", f"--port={mock}", f"--consul={consul}")
         up.start("mock-http", python, "-m", "bench.relay.backend_http", f"--port={mock_http}")
         found = [
-            System("direct", f"127.0.0.1:{mock}", (), http=False),
-            System("http direct", f"127.0.0.1:{mock_http}", (), http=True),
+            System("direct", f"127.0.0.1:{mock}", ()),
+            System("http direct", f"127.0.0.1:{mock_http}", ()),
         ]
         upstream = f"http://127.0.0.1:{mock_http}"
         _until(lambda: _http_ok(f"{upstream}/health"), "the mock for HTTP")
         quiet = ["--metrics-port=-1", "--log-level=warning", f"--consul-address={consul}", "--zone=zone-a"]
+        key = "--ticket-key=a key for a benchmark on one machine"
+        if "stoker direct" in names:
+            port = free_ports(1)[0]
+            up.start("sim", python, "-m", "model_server", f"--listen-port={port}", *_SIM, *quiet, key)
         for name in names:
             port = free_ports(1)[0]
             command = {
@@ -78,6 +93,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
                 "stoker": [python, "-m", "router", f"--listen-port={port}", *quiet],
                 # A router of its own, so that each one's CPU is of its own streams.
                 "stoker link": [python, "-m", "router", f"--listen-port={port}", *quiet],
+                "stoker direct": [python, "-m", "router", f"--listen-port={port}", *quiet, key],
                 "stoker x2": [python, "-m", "router", f"--listen-port={port}", "--processes=2", *quiet],
                 "vllm-router": [
                     *(str(PEERS / "bin" / "vllm-router"), "--host=127.0.0.1", f"--port={port}"),
@@ -94,14 +110,13 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
                 continue
             pid = up.start(name, *command)
             address = f"127.0.0.1:{port}"
-            http = name in ("vllm-router", "smg")
-            if http:
+            if name in ("vllm-router", "smg"):
                 _until(lambda at=address: _answers(at), name)  # type: ignore[misc]
             elif name == "passthrough":
                 _until(lambda at=address: _listens(at), name)  # type: ignore[misc]
             else:
-                asyncio.run(routable(address))
-            found.append(System(name, address, (pid,), http, link=name == "stoker link"))
+                asyncio.run(routable(address, MODEL_DIRECT if name == "stoker direct" else MODEL))
+            found.append(System(name, address, (pid,)))
         yield [system for system in found if system.name in names]
 
 
@@ -163,14 +178,15 @@ def _listens(address: str) -> bool:
     return asyncio.run(listens())
 
 
-async def routable(address: str) -> None:
-    """Wait until the router lists a server."""
+async def routable(address: str, model: str = "") -> None:
+    """Wait until the router lists a server, of the model if one is named."""
     async with grpc.aio.insecure_channel(address, options=client_options()) as channel, asyncio.timeout(UP_WITHIN_S):
         while True:
             try:
                 status = await router_pb2_grpc.RouterServiceStub(channel).Status(router_pb2.StatusRequest(), timeout=1)
             except grpc.aio.AioRpcError:
                 status = router_pb2.StatusResponse()
-            if any(zone.endpoints for zone in status.zones):
+            there = [each for zone in status.zones for each in zone.endpoints]
+            if any(not model or model == each.name for one in there for each in one.endpoint.models):
                 return
             await asyncio.sleep(0.1)

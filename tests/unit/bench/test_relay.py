@@ -2,10 +2,12 @@
 
 import pytest
 
+from bench.relay.__main__ import measured
 from bench.relay.load import Seen, Watcher
 from bench.relay.load_http import _stamps
 from bench.relay.report import NOTES, Run, page
-from bench.relay.script import STAMP_DIGITS, stamp
+from bench.relay.script import SHORT, STAMP_DIGITS, stamp
+from bench.relay.systems import System
 
 pytestmark = pytest.mark.unit
 
@@ -65,3 +67,27 @@ def test_an_event_cut_anywhere_is_seen_at_most_once_and_never_misread(cut: int) 
 
 def test_a_stamp_is_as_long_as_it_says() -> None:
     assert len(stamp()) == STAMP_DIGITS
+
+
+def test_direct_mode_is_held_against_what_the_better_rust_peer_spends_on_such_a_stream() -> None:
+    costs = {"stoker direct": 900.0, "vllm-router": 1200.0, "smg": 1500.0}
+    run = run_of(
+        *({"round": 0, "system": name, "case": SHORT, "cpu_us_per_stream": cost} for name, cost in costs.items())
+    )
+    assert "direct mode | ≤ 1 x vllm-router | 0.75 x | yes" in page(run, NOTES)
+
+
+def test_a_client_that_never_reads_is_judged_by_the_rounds_own_ratios() -> None:
+    run = run_of(result(0, "stoker", 1.0))
+    run.soak = {
+        "slow reader": {"rounds": 8, "ratio": 1.04, "ratio_p25": 0.9, "ratio_p75": 1.2, "itl_p99_beside_ms": 21.0}
+    }
+    assert "≤ 1.1 x | 1.04 x (21.0 ms; quartiles of 8 rounds 0.90 to 1.20) | yes" in page(run, NOTES)
+
+
+def test_nothing_is_measured_of_a_system_where_it_has_nothing_to_show() -> None:
+    direct, stoker = System("direct", "a:1", ()), System("stoker", "a:1", (1,))
+    assert not measured(direct, SHORT)
+    assert measured(stoker, SHORT)
+    assert measured(System("stoker direct", "a:1", (1,)), "paced 64")
+    assert not measured(System("stoker direct", "a:1", (1,)), "unpaced 64")
