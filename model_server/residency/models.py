@@ -17,6 +17,7 @@ from model_server.engine import EngineError, EngineInfo, EngineLoad
 from model_server.liveness import Liveness
 from model_server.meter import Meters
 from model_server.record import Usage
+from model_server.residency.failures import Failures
 from model_server.residency.held import Held, NotAnswering
 from model_server.residency.metrics import ResidencyMetrics
 from model_server.residency.move import Move, Progress
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Tell = Callable[[Progress], Awaitable[None]]
 
-# A model that cannot be loaded is not tried again at once: what is wrong stays wrong until somebody acts.
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 5.0, 120.0
 _SHORTEST_RETRY_S = 0.1
+# After an engine that failed as it was put away: it is dropped, and loads anew.
+_DROPPED_RETRY_S = 5.0
 
 
 class Models:
@@ -58,7 +59,7 @@ class Models:
         # Apart: what was never measured is taken to be like the others of its kind.
         self._adapter_times = ReadyTimes()
         self._moves: dict[str, Move] = {}
-        self._failures: dict[str, tuple[str, float, float]] = {}  # why, until when, how long the backoff is
+        self._failures = Failures(clock)
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._tasks: asyncio.TaskGroup | None = None
@@ -248,7 +249,7 @@ class Models:
         except EngineError as error:
             log.error("a model was not put away as asked", extra={"model": held.name, "why": str(error)})
             text = f"the model {held.name!r} was dropped, because its engine failed: {error}"
-            return unavailable(text, reason="MODEL_FAILED", retry_after_s=_FIRST_BACKOFF_S)
+            return unavailable(text, reason="MODEL_FAILED", retry_after_s=_DROPPED_RETRY_S)
         return None
 
     async def _run(self, move: Move, held: Held, victims: Sequence[Held]) -> None:
@@ -265,9 +266,9 @@ class Models:
         except Refusal as refusal:  # of its base
             move.end(partial(_again, refusal))
         except EngineError as error:
-            self._note_failure(held, str(error))
+            failure = self._failures.note(held.name, str(error))
             log.error("a model did not get hot", extra={"model": held.name, "why": str(error)})
-            move.end(lambda: self._failure(held))
+            move.end(failure.refusal)
         except asyncio.CancelledError:
             move.end(held.left)
             raise
@@ -306,7 +307,7 @@ class Models:
         was, began_s = held.residency, self._clock()
         await held.bring(tell)
         took_s = self._clock() - began_s
-        self._failures.pop(held.name, None)
+        self._failures.forget(held.name)
         (self._times if held.base is None else self._adapter_times).observe(held.name, was, took_s)
         self._metrics.load_seconds.labels(held.name, was.value).observe(took_s)
         log.info("a model is hot", extra={"model": held.name, "was": was.value, "took_s": round(took_s, 2)})
@@ -388,9 +389,7 @@ class Models:
         if held.moving_to is not None:
             text = f"the model {held.name!r} is on its way out of this server's memory"
             raise exhausted(text, retry_after_s=0.5, reason="NO_ROOM")
-        _, until_s, _ = self._failures.get(held.name, ("", 0.0, 0.0))
-        if until_s > self._clock():
-            raise self._failure(held)
+        self._failures.check(held.name)
 
     def _in_time(self, move: Move, until_s: float | None) -> None:
         remaining_s = move.progress.remaining_s
@@ -398,17 +397,6 @@ class Models:
             return
         text = f"the model {move.model!r} is being readied and needs {remaining_s:.1f} s more, longer than the deadline"
         raise exhausted(text, retry_after_s=max(_SHORTEST_RETRY_S, remaining_s), reason="READY_EXCEEDS_DEADLINE")
-
-    def _note_failure(self, held: Held, why: str) -> None:
-        _, _, last_s = self._failures.get(held.name, ("", 0.0, 0.0))
-        backoff_s = min(max(2 * last_s, _FIRST_BACKOFF_S), _LONGEST_BACKOFF_S)
-        self._failures[held.name] = (why, self._clock() + backoff_s, backoff_s)
-
-    def _failure(self, held: Held) -> Refusal:
-        why, until_s, _ = self._failures[held.name]
-        retry_s = max(_SHORTEST_RETRY_S, until_s - self._clock())
-        text = f"this server could not ready the model {held.name!r}: {why}"
-        return unavailable(text, retry_after_s=retry_s, reason="MODEL_FAILED")
 
     def _watch(self, held: Held) -> None:
         """Tell `run` when its engine fails."""
