@@ -17,12 +17,18 @@ from router.ledger import Key
 from router.policy import Candidate
 from stoker.v1 import inference_pb2
 from stoker_common.clock import Clock
-from stoker_common.refusal import Refusal
+from stoker_common.refusal import Refusal, unavailable
 
 log = logging.getLogger(__name__)
 
 # For refusals that name no time: a supervised server is back within seconds.
 _AGAIN_S = 1.0
+# A move that takes so many times longer than it did before hangs, perhaps: a disk that does not answer, a stream that
+# does not end. The next server is asked; the slow one goes on, and is followed again if no other is there.
+_PATIENCE, _LEAST_PATIENCE_S = 4.0, 60.0
+# Nobody knows how long: fetching a large model for the first time takes minutes.
+_UNKNOWN_PATIENCE_S = 900.0
+_SLOW_AGAIN_S = 15.0
 # Why a model is not ready that waiting does not change; other refusals are waited out.
 _LASTING = frozenset({"MODEL_FAILED", "MODEL_NOT_FOUND", "NOT_YET", "NOT_IMPLEMENTED"})
 
@@ -112,12 +118,16 @@ class Readying:
 
     async def _ready(self, model: str, candidate: Candidate) -> None:
         member, began_s = candidate.holder.member, self._clock()
+        patience_s = _patience_s(candidate.holder.model.time_to_ready_ms / 1e3)
         server = member.endpoint.server
         log.info("readying a model", extra={"model": model, "server": server})
         outcome = "failed"
         try:
             async with aclosing(self._transport.ready(member.endpoint, model)) as news:
                 async for progress in news:
+                    if self._clock() - began_s > patience_s:
+                        text = f"the model {model!r} has been {progress.activity} on {server} for {patience_s:.0f} s"
+                        raise unavailable(text, retry_after_s=_SLOW_AGAIN_S, reason="MODEL_SLOW")
                     self._under_way[model] = inference_pb2.Progress(
                         server=server,
                         activity=progress.activity,
@@ -145,3 +155,8 @@ class Readying:
             return {}
         now_s = self._clock()
         return {key: failure for key, failure in failures.items() if failure.until_s > now_s}
+
+
+def _patience_s(expected_s: float) -> float:
+    """How long a server may take that was expected to take so long, 0 where nobody knows."""
+    return max(_LEAST_PATIENCE_S, _PATIENCE * expected_s) if expected_s else _UNKNOWN_PATIENCE_S

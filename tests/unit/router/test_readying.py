@@ -86,6 +86,23 @@ async def test_however_many_want_a_model_one_server_is_asked_and_all_hear_how_fa
         assert loads == 1.0
 
 
+async def test_a_server_that_hangs_at_it_is_left_for_the_next_and_followed_again_if_there_is_none() -> None:
+    """It tells every half second that it loads, for ever."""
+    async with up() as it:
+        it.transport.held.clear()
+        it.readying.want(MODEL, candidate("a-1", it.clock))
+        await until(lambda: bool(it.news))
+        it.clock.advance(61.0)  # expected were 5 s
+        it.transport.held.set()
+        await until(lambda: it.readying.progress(MODEL) is None)
+        assert set(it.readying.failed(MODEL)) == {key(ONE)} and not it.hot
+        assert it.readying.hopeless(MODEL, [key(ONE)], None) is None, "who has time waits on"
+        soon = it.readying.hopeless(MODEL, [key(ONE)], it.clock() + 5.0)
+        assert soon is not None and soon.reason == "MODEL_SLOW"
+        await it.ready("a-2")
+        assert it.hot == [(key(TWO), MODEL)]
+
+
 async def test_a_server_that_refused_is_left_out_for_the_time_it_named() -> None:
     async with up(ready_a_1=[exhausted("full", retry_after_s=7.0, reason="NO_ROOM")]) as it:
         await it.ready("a-1")
