@@ -78,7 +78,7 @@ class ModelService:
         """How far the model is, until it is hot."""
         server = self._endpoint().server
         if not held.hot:
-            held.demand.add(self._models.now_s())
+            self._models.asked(held)
         while not held.hot:
             async with aclosing(self._models.ready(held).follow()) as news:
                 async for progress in news:

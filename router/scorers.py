@@ -45,6 +45,8 @@ class Rates:
     pace_worth: float = 40.0
     # A model that is not hot and whose time to be ready nobody has measured.
     unmeasured_ready_ms: float = 30_000.0
+    # The same of a LoRA adapter whose base is hot: megabytes, of which most loads take some 10 ms.
+    unmeasured_adapter_ms: float = 1_000.0
     # What leaving the zone costs beside the way itself: traffic between zones is paid for, and its path is less sure.
     leave_zone_ms: float = 50.0
 
@@ -111,4 +113,8 @@ def _full_ms(streams: float, places: int, lasts_ms: float) -> float:
 def _ready_ms(holder: Holder, rates: Rates) -> float:
     if holder.model.residency is Residency.HOT:
         return 0.0
-    return holder.model.time_to_ready_ms or rates.unmeasured_ready_ms
+    if holder.model.time_to_ready_ms:
+        return holder.model.time_to_ready_ms
+    base = holder.member.endpoint.model(holder.model.base) if holder.model.base else None
+    hot = base is not None and base.residency is Residency.HOT
+    return rates.unmeasured_adapter_ms if hot else rates.unmeasured_ready_ms

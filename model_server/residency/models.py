@@ -102,10 +102,6 @@ class Models:
         """The device's latest reading."""
         return next((each.prober.usage for each in self if each.prober is not None), Usage())
 
-    def now_s(self) -> float:
-        """The clock's reading."""
-        return self._clock()
-
     def states(self) -> tuple[ModelState, ...]:
         """Where each model is, in the order of the settings."""
         return tuple(self.state(each) for each in self)
@@ -167,9 +163,8 @@ class Models:
 
         Raises Refusal: NO_ROOM, READY_EXCEEDS_DEADLINE, MODEL_FAILED.
         """
-        lasting = (held,) if held.base is None else (held.base, held)
-        for each in lasting:
-            each.demand.add(self._clock())
+        self.asked(held)
+        lasting = _lasting(held)
         until_s = None if remaining_s is None else self._clock() + remaining_s
         while not held.hot:
             move = self.ready(held)
@@ -187,6 +182,11 @@ class Models:
             finally:
                 for each in lasting:
                     each.used_at_s = self._clock()
+
+    def asked(self, held: Held) -> None:
+        """Somebody wants it: its demand goes up, and with an adapter's its base's."""
+        for each in _lasting(held):
+            each.demand.add(self._clock())
 
     def ready(self, held: Held) -> Move:
         """The move that makes it hot, the one under way or a new one. Not for one that is hot. Raises Refusal."""
@@ -422,6 +422,11 @@ class Models:
 
 def _is_named(held: Held, names: frozenset[str]) -> bool:
     return held.name in names or held.name.partition("@")[0] in names
+
+
+def _lasting(held: Held) -> Sequence[Held]:
+    """What has to stay hot for as long as it is in use."""
+    return (held,) if held.base is None else (held.base, held)
 
 
 def _sleeps(held: Held) -> bool:

@@ -114,7 +114,9 @@ async def test_both_ways_of_asking_mean_the_same_and_are_routed_the_same() -> No
 
 
 async def test_a_hundred_who_ask_at_once_have_it_loaded_once_and_hear_how_far_it_is() -> None:
-    async with up({"s-0": ["a"], "s-1": ["a"]}) as mesh, channel_to(mesh.address) as channel:
+    # With places for all: where one server has not enough, another readies it, too.
+    large = SIM.model_copy(update={"max_streams": 128})
+    async with up({"s-0": ["a"], "s-1": ["a"]}, sim=large) as mesh, channel_to(mesh.address) as channel:
         gate = asyncio.Event()
         for engine in mesh.engines:
             engine.add_adapter = partial(_gated, gate, engine.add_adapter)  # type: ignore[method-assign]

@@ -35,6 +35,17 @@ def test_ready_is_the_time_until_the_model_is_hot(model: ModelState, ready_ms: f
     assert price(model).ready_ms == ready_ms
 
 
+@pytest.mark.parametrize(
+    ("base", "ready_ms"),
+    [(Residency.HOT, RATES.unmeasured_adapter_ms), (Residency.ASLEEP, RATES.unmeasured_ready_ms)],
+)
+def test_an_adapter_that_nobody_has_measured_is_near_where_its_base_is_hot(base: Residency, ready_ms: float) -> None:
+    adapter = ModelState("tone", Residency.STAGED, 1, base="m")
+    of = endpoint(models=(ModelState("m", base, 1, time_to_ready_ms=550), adapter))
+    holder = Holder(Member(key(of), of, CatalogState.PASSING), adapter)
+    assert cost(request(), holder, Account(), 0, 0, RATES, now_s=0.0).ready_ms == ready_ms
+
+
 def test_queue_is_what_waits_there_at_the_measured_rate() -> None:
     assert price(own_prompt_tokens=300, others_prompt_tokens=200.0).queue_ms == 500
     assert price(own_prompt_tokens=300, load=Load(prefill_tokens_per_second=3000)).queue_ms == 100
