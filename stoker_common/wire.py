@@ -63,7 +63,18 @@ async def guard(context: Context, method: str) -> AsyncIterator[None]:
     except (asyncio.CancelledError, grpc.aio.BaseError):
         raise
     except Exception as error:
+        if _peer_went(error):
+            # A link's writer may find that out before gRPC cancels the call. Nobody is left to be told.
+            log.info("the peer went while it was written to", extra={"method": method})
+            return
         await abort(context, refusal_of(error, method))
+
+
+def _peer_went(error: BaseException) -> bool:
+    """Whether all that failed are batches that gRPC began and could not finish. One it did not begin is our bug."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_peer_went(each) for each in error.exceptions)
+    return isinstance(error, grpc.aio.InternalError) and "start_batch" not in str(error)
 
 
 def refusal_of(error: Exception, method: str) -> Refusal:

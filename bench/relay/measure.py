@@ -87,6 +87,8 @@ async def streams(system: System, count: int, how: str, window: Window) -> Figur
     if how == PACED:
         figures["of_offered"] = figures["tokens_per_s"] / (count * 1000 / STEP_MS)
         for name, values in (("delay", seen.delays_ms), ("itl", seen.gaps_ms)):
+            if not values:
+                continue
             figures |= {f"{name}_p50_ms": quantile(values, 0.5), f"{name}_p99_ms": quantile(values, 0.99)}
     return figures
 
