@@ -1,5 +1,8 @@
 """One request's part in what is known of the engine's cache: its prompt, once computed, and its answer, at its end."""
 
+from collections.abc import Sequence
+
+from model_server import token_chain
 from model_server.engine import EngineOutput
 from model_server.prefixes import CachedPrefixes
 from stoker.v1.generation_pb2 import Generation
@@ -9,8 +12,13 @@ from stoker_common import prefix
 class CachedPrompt:
     """Told of what happens to the request. Cheap for each output: what is hashed is hashed at the end."""
 
-    def __init__(self, cache: CachedPrefixes, generation: Generation, model: str) -> None:
+    def __init__(
+        self, cache: CachedPrefixes, generation: Generation, model: str, ids: Sequence[int] = (), adapter: str = ""
+    ) -> None:
+        """`ids`: the prompt's, where the engine tells what leaves its cache, else none. They are hashed then."""
         self._cache = cache
+        self._prompt_ids = ids
+        self._root = token_chain.root(adapter, generation.cache_salt)
         self._generation = generation
         sampling = generation.sampling
         self._reads_cache = not sampling.skip_reading_prefix_cache and not sampling.HasField("prompt_logprobs")
@@ -28,7 +36,7 @@ class CachedPrompt:
         self._prompt_tokens = prompt_tokens
         if self._reads_cache:
             self._cache.correct(self._prefix, prompt_tokens, self._believed, cached_tokens, self._session)
-        self._cache.add(self._prefix, prompt_tokens, self._session)
+        self._cache.add(self._prefix, prompt_tokens, self._session, self._blocks())
 
     def output(self, output: EngineOutput) -> None:
         """More of the answer. Runs once a token."""
@@ -41,4 +49,10 @@ class CachedPrompt:
         if not self._alone or not self._prompt_tokens:
             return
         whole = prefix.answered(self._prefix, self._generation, "".join(self._texts), self._ids)
-        self._cache.add(whole, self._prompt_tokens + len(self._ids), self._session)
+        self._cache.add(whole, self._prompt_tokens + len(self._ids), self._session, self._blocks())
+
+    def _blocks(self) -> list[int]:
+        """The engine's whole blocks of all tokens so far but the last answered one, which is not computed yet."""
+        if not self._prompt_ids:
+            return []
+        return token_chain.chain(self._root, [*self._prompt_ids, *self._ids[:-1]], self._cache.block_tokens)

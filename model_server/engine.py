@@ -1,6 +1,6 @@
 """What an engine is: the one interface behind which vLLM and the simulator sit."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -51,7 +51,8 @@ class EngineInfo:
     `resume_modes`: those the engine can do, at least for requests of some kind; it refuses the others. `exact_modes`:
     of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state. `sleeps`:
     whether it can move its weights to host memory and back. `prefix_cache`: whether it keeps what it computed, for
-    prompts that begin alike. `max_adapters`: LoRA adapters that it can hold at once, 0 where it takes none.
+    prompts that begin alike; `tells_dropped`: whether `Engine.dropped` says what leaves it. `max_adapters`: LoRA
+    adapters that it can hold at once, 0 where it takes none.
     """
 
     engine: str
@@ -70,6 +71,7 @@ class EngineInfo:
     exact_modes: tuple[ResumeMode, ...] = ()
     sleeps: bool = False
     prefix_cache: bool = True
+    tells_dropped: bool = False
     max_adapters: int = 0
 
 
@@ -159,6 +161,12 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """The latest figures; cheap, no I/O."""
+
+    def dropped(self) -> Sequence[int]:
+        """The keys (`token_chain`) of the blocks that left the prefix cache since the last call; cheap, never waits.
+
+        Empty unless `EngineInfo.tells_dropped`: then what is cached is estimated.
+        """
 
     async def check(self) -> None:
         """Raise EngineDead if the engine is known to be dead. Says nothing of one that is stuck: watch its steps."""

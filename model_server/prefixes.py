@@ -6,7 +6,7 @@ lost is lost as well.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from stoker_common.prefix import Prefix
 
@@ -19,13 +19,15 @@ _WEIGHT = 0.5
 class _Entry:
     """A block of a chain, or the end of a session's conversation, which lies behind its chain's last block."""
 
-    __slots__ = ("children", "parent", "session_tokens", "tokens", "trust")
+    __slots__ = ("children", "on", "parent", "session_tokens", "tokens", "trust")
 
     def __init__(self, parent: int, tokens: int) -> None:
         self.parent = parent
         # Its own, without what is before it.
         self.tokens = tokens
         self.children: set[int] = set()
+        # The engine's last block that it lies in; 0 if that is not known.
+        self.on = 0
         # Of a session: its whole conversation's; -1 for a block.
         self.session_tokens = -1
         # The share of its conversation that the engine found when the session came back.
@@ -48,6 +50,13 @@ class CachedPrefixes:
         # By hash, the least recently used first, and each after all that build on it.
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._tokens = 0
+        # What lies in a block of the engine's, by that block's key.
+        self._upon: dict[int, set[int]] = {}
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block of the engine's."""
+        return self._block_tokens
 
     @property
     def tokens(self) -> int:
@@ -82,29 +91,37 @@ class CachedPrefixes:
                 self._forget(prefix.hashes[place])
                 return
 
-    def add(self, prefix: Prefix, tokens: int, session: int) -> None:
-        """The engine has computed all of it, `tokens` tokens: prompt, or prompt and answer."""
+    def add(self, prefix: Prefix, tokens: int, session: int, blocks: Sequence[int] = ()) -> None:
+        """The engine has computed all of it, `tokens` tokens: prompt, or prompt and answer. `blocks`: the keys of its
+        blocks in the engine (`token_chain`), where it says what leaves its cache."""
         hashes, entries = prefix.hashes, self._entries
         parent = at_tokens = 0
         for place, block in enumerate(hashes):
             end_tokens = prefix.tokens(place + 1, tokens)
             if block not in entries:
-                self._enter(block, _Entry(parent, end_tokens - at_tokens))
+                self._enter(block, _Entry(parent, end_tokens - at_tokens), self._last(blocks, end_tokens))
                 self._on_block(block, True)
             parent, at_tokens = block, end_tokens
         if session:
-            self._left(session, parent, tokens - at_tokens, tokens)
+            self._left(session, parent, tokens - at_tokens, tokens, self._last(blocks, tokens))
         for block in reversed(hashes):
             entries.move_to_end(block)
         while self._tokens > self._capacity_tokens:
             self._drop(next(iter(entries)))
+
+    def dropped(self, blocks: Iterable[int]) -> None:
+        """Blocks of the engine's are gone, and so is what lay in them and all that builds on it."""
+        for block in blocks:
+            for known in self._upon.pop(block, ()):
+                if known in self._entries:
+                    self._forget(known)
 
     def clear(self) -> None:
         """The engine's cache is empty: it was put to sleep, or reset."""
         for known in list(self._entries):
             self._drop(known)
 
-    def _left(self, session: int, parent: int, tokens: int, session_tokens: int) -> None:
+    def _left(self, session: int, parent: int, tokens: int, session_tokens: int, on: int) -> None:
         """The session's conversation ends here. Newer than all but the chain that it is the end of."""
         # At least a block, so that a flood of sessions is bounded by the cache as well.
         entry = _Entry(parent, max(tokens, self._block_tokens))
@@ -113,7 +130,7 @@ class CachedPrefixes:
         if known is not None:
             entry.trust = known.trust
             self._remove(session)
-        self._enter(session, entry)
+        self._enter(session, entry, on)
         self._on_session(session, self._told(entry))
 
     def _told(self, session: _Entry) -> int:
@@ -124,7 +141,15 @@ class CachedPrefixes:
         """What of them is found again: whole blocks of the engine's, and not the last token, which nobody computed."""
         return max(0, tokens - 1) // self._block_tokens * self._block_tokens
 
-    def _enter(self, known: int, entry: _Entry) -> None:
+    def _last(self, blocks: Sequence[int], tokens: int) -> int:
+        """The last whole block of the engine's within so many tokens; 0 if there is none, or it is not known."""
+        whole = min(tokens // self._block_tokens, len(blocks))
+        return blocks[whole - 1] if whole else 0
+
+    def _enter(self, known: int, entry: _Entry, on: int) -> None:
+        if on:
+            entry.on = on
+            self._upon.setdefault(on, set()).add(known)
         self._entries[known] = entry
         self._tokens += entry.tokens
         if entry.parent:
@@ -133,6 +158,10 @@ class CachedPrefixes:
     def _remove(self, known: int) -> _Entry:
         entry = self._entries.pop(known)
         self._tokens -= entry.tokens
+        if entry.on and (upon := self._upon.get(entry.on)) is not None:
+            upon.discard(known)
+            if not upon:
+                del self._upon[entry.on]
         if entry.parent and entry.parent in self._entries:
             self._entries[entry.parent].children.discard(known)
         return entry

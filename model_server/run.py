@@ -114,7 +114,8 @@ class Run:
             self._mode = MODES[mode.value]
             self._exactness = continuation(self._mode, exact_modes(info))
         if on.cache is not None:
-            self._cached = CachedPrompt(on.cache, generation, self.model)
+            on.cache.dropped(on.engine.dropped())
+            self._cached = CachedPrompt(on.cache, generation, self.model, ids if info.tells_dropped else (), on.adapter)
         headers = dict(tracing.inject())
         with traces.span("engine.generate") as span:
             requests = sequences(generation, self._engine_id, tuple(ids), max_tokens, headers, mode, on.adapter)
@@ -127,6 +128,8 @@ class Run:
                     # Its last token had come; only its end had not.
                     await self._emit([(0, EngineOutput("", ()))])
             finally:
+                if on.cache is not None:
+                    on.cache.dropped(on.engine.dropped())
                 for meter in self._meters.values():
                     meter.end()
                 if span.is_recording():

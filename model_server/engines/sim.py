@@ -4,7 +4,7 @@ A step is one timer, and between steps nothing runs: an idle engine costs nothin
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
 from model_server.engine import (
@@ -173,6 +173,10 @@ class SimEngine:
         self._adapters.take_all()
         await self._take(self.settings.sleep_ms)
         self._scheduler = Scheduler(self.settings)
+
+    def dropped(self) -> Sequence[int]:
+        """Nothing: what routers are told of its cache is estimated."""
+        return ()
 
     async def wake(self) -> None:
         """Take as long as waking takes."""

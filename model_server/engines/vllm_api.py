@@ -9,10 +9,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import psutil
 import torch
 import vllm
+import zmq
 from vllm import SamplingParams
+from vllm.config import KVEventsConfig
+from vllm.distributed.kv_events import KVEventBatch
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt, tokens_input
 from vllm.lora.request import LoRARequest
@@ -203,6 +207,34 @@ async def remove_lora(llm: AsyncLLM, lora: LoRARequest) -> None:
     """Let go of an adapter, behind what was aborted before. Raises whatever vLLM raises."""
     if not await llm.remove_lora(lora.lora_int_id):
         raise RuntimeError("vLLM does not have it")
+
+
+def kv_events(endpoint: str) -> KVEventsConfig:
+    """The setting that makes an engine tell there what comes into its prefix cache and leaves it."""
+    return KVEventsConfig(enable_kv_cache_events=True, publisher="zmq", endpoint=endpoint)
+
+
+class KvSubscriber:
+    """Implements `vllm_kv_events.Subscriber` for an endpoint."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.set_hwm(0)
+        self._socket.subscribe(b"")
+        self._socket.connect(endpoint)
+        self._decoder = msgspec.msgpack.Decoder(KVEventBatch)
+
+    def take(self) -> tuple[int, list[Any]] | None:
+        """See Subscriber."""
+        try:
+            _, number, batch = self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return int.from_bytes(number, "big"), self._decoder.decode(batch).events
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._socket.close(linger=0)
 
 
 def fail_streams(llm: AsyncLLM) -> None:

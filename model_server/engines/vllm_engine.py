@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +22,7 @@ from model_server.engine import (
 )
 from model_server.engines import vllm_api, vllm_resume, vllm_warmup
 from model_server.engines.vllm_adapters import VllmAdapters, lora_arguments
+from model_server.engines.vllm_kv_events import KvEvents
 from model_server.engines.vllm_output import EngineFailed, engine_output
 from model_server.engines.vllm_prompt import PromptEncoder
 from model_server.engines.vllm_refusal import refusal
@@ -53,6 +54,7 @@ class VllmEngine:
         self._openings: vllm_resume.Openings | None = None
         self._tap: StepTap | None = None
         self._adapters: VllmAdapters | None = None
+        self._kv_events: KvEvents | None = None
         self._asleep = False
         self._stopped = False
 
@@ -63,7 +65,11 @@ class VllmEngine:
         settings = self._settings
         if not settings.is_folder and settings.model.startswith((".", "/", "~")):
             raise EngineError(f"no folder {settings.model!r}: set model to a Hugging Face folder or a hub id")
-        self._keeper = _Keeper(arguments(settings), self._stepped)
+        told = arguments(settings)
+        if settings.kv_events:
+            self._kv_events = KvEvents(vllm_api.KvSubscriber)
+            told["kv_events_config"] = vllm_api.kv_events(self._kv_events.endpoint)
+        self._keeper = _Keeper(told, self._stepped)
         try:
             self._llm = await self._keeper.llm()
         except Exception as error:
@@ -100,6 +106,7 @@ class VllmEngine:
             resume_modes=tuple(modes),
             exact_modes=vllm_resume.exact(modes, on_cpu=settings.on_cpu, dtype=facts.numerics.get("dtype", "")),
             sleeps=facts.sleeps,
+            tells_dropped=settings.kv_events,
             max_adapters=settings.max_adapters,
         )
         if not settings.on_cpu:  # where nothing is compiled at first use
@@ -211,6 +218,10 @@ class VllmEngine:
         """The figures of the latest step."""
         return self._stats.load(self._streams)
 
+    def dropped(self) -> Sequence[int]:
+        """The blocks that left the prefix cache since the last time; nothing unless `kv_events` is set."""
+        return self._kv_events.dropped() if self._kv_events is not None else ()
+
     async def check(self) -> None:
         """Raise EngineDead if vLLM knows its engine process dead, or the engine was stopped."""
         if self._running().errored:
@@ -272,6 +283,8 @@ class VllmEngine:
         self._stopped = True
         if self._prompts is not None:
             self._prompts.close()
+        if self._kv_events is not None:
+            self._kv_events.close()
         if self._keeper is None:
             return
         if self._llm is not None:

@@ -67,6 +67,10 @@ class VllmSettings(Settings):
     )
     max_adapters: int = Field(default=0, ge=0, description="LoRA adapters held at once; 0: none can be.")
     max_lora_rank: int = Field(default=16, ge=1, le=512, description="The largest rank that a LoRA adapter may have.")
+    kv_events: bool = Field(
+        default=False,
+        description="Hear from vLLM what leaves its prefix cache, so that what routers are told is exact.",
+    )
     sleep_mode: bool = Field(default=False, description="Whether it can sleep; on GPUs only.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
 

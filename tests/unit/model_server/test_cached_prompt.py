@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from model_server import token_chain
 from model_server.cached_prompt import CachedPrompt
 from model_server.engine import EngineOutput
 from model_server.prefixes import CachedPrefixes
@@ -75,3 +76,20 @@ def test_a_request_that_reads_no_cache_says_nothing_of_it(sampling: dict[str, An
     whole = known.held(chain(TEXT + ANSWER))
     run(known, asked(n=2, **sampling), cached_tokens=0)
     assert known.held(chain(TEXT + ANSWER)) == whole
+
+
+def test_where_the_engine_tells_what_it_drops_prompt_and_answer_go_with_its_blocks() -> None:
+    known = cache()
+    ids, answer = list(range(300)), list(range(1000, 1022))
+    prompt = CachedPrompt(known, asked(), "m", ids, "")
+    prompt.began(300, 0)
+    prompt.output(EngineOutput(ANSWER, tuple(answer)))
+    prompt.ended()
+    # The last token is not computed before the next turn: 321 tokens are 20 blocks.
+    blocks = token_chain.chain(token_chain.root("", ""), [*ids, *answer[:-1]], known.block_tokens)
+    assert len(blocks) == 20
+    known.dropped(blocks[-1:])
+    assert not dict(known.sessions())
+    before = known.held(chain(TEXT))
+    known.dropped(blocks[:8])
+    assert 0 < known.held(chain(TEXT)) + 1 < before

@@ -70,6 +70,9 @@ class ScriptedEngine:
     async def sleep(self) -> None:
         return
 
+    def dropped(self) -> tuple[int, ...]:
+        return ()
+
     async def wake(self) -> None:
         return
 

@@ -144,6 +144,42 @@ def test_what_is_told_of_a_session_is_what_the_engine_will_find_of_it(session_to
         cache.correct(made, session_tokens + 60, believed=0, cached_tokens=found, session=5)
 
 
+def engine_blocks(of: Prefix, name: int) -> list[int]:
+    """Keys of the engine's blocks of 16 tokens."""
+    return [name * 1000 + place for place in range(1, tokens(of) // 16 + 1)]
+
+
+def test_what_lay_in_a_block_that_the_engine_dropped_is_gone_and_what_builds_on_it() -> None:
+    cache = Cache(40)
+    one, other = chain("a" * 2048), chain("b" * 2048)
+    mine = engine_blocks(one, 1)
+    cache.add(one, tokens(one), 7, mine)
+    cache.add(other, tokens(other), 8, engine_blocks(other, 2))
+    # The engine drops ends before beginnings: the last block has nothing of ours but the session's end.
+    cache.dropped(mine[-1:])
+    assert (cache.held(one), set(dict(cache.sessions()))) == (7, {8})
+    cache.dropped(reversed(mine[11:-1]))
+    assert cache.held(one) == 2  # 11 of its blocks are 176 tokens
+    cache.dropped([99])
+    assert cache.held(other) == 8
+    cache.check()
+
+
+def test_a_block_that_was_forgotten_otherwise_may_be_dropped_too_and_computed_again() -> None:
+    cache = Cache(40)
+    made = chain("a" * 1024)
+    mine = engine_blocks(made, 1)
+    cache.add(made, tokens(made), 0, mine)
+    cache.correct(made, tokens(made), 4, 0, 0)
+    assert cache.held(made) == 0
+    cache.dropped(mine)
+    cache.add(made, tokens(made), 0, mine)
+    assert cache.held(made) == 4
+    cache.dropped(mine[:4])
+    assert cache.held(made) == 0
+    cache.check()
+
+
 def test_an_emptied_cache_holds_nothing() -> None:
     cache = Cache(40)
     made = cache.compute("a" * 2048, session=1)
