@@ -36,6 +36,10 @@ class Load:
     waiting_prompt_tokens: int = 0
     prefill_tokens_per_second: float = 0.0
     itl_ms: float = 0.0
+    # What room for a model that is not hot would cost, beside making it ready. Links tell it, the catalog does not.
+    room_ms: float = 0.0
+    # The models that would make that room.
+    yielding: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Protocol
 from discovery.endpoint import Endpoint, Load, ModelState
 from model_server.engine import EngineInfo, EngineLoad
 from model_server.meter import Meters
+from model_server.residency.room import Price
 from stoker_common.link.versions import SPOKEN
 
 
@@ -80,10 +81,23 @@ def endpoint(identity: Identity, info: EngineInfo, models: tuple[ModelState, ...
     )
 
 
+# Told instead of never.
+_NEVER_MS = 3_600_000.0
+
+
 class Record:
     """The server's record: `base` as `rebase` left it last, always with its latest load."""
 
-    def __init__(self, base: Endpoint, engines: Engines, meters: Meters, usage: Callable[[], Usage]) -> None:
+    def __init__(
+        self,
+        base: Endpoint,
+        engines: Engines,
+        meters: Meters,
+        usage: Callable[[], Usage],
+        room: Callable[[], Price] = Price,
+    ) -> None:
+        """`room`: what room for one more model would cost."""
+        self._room = room
         self._base = base
         self._engines = engines
         self._meters = meters
@@ -98,6 +112,7 @@ class Record:
         load, meters, usage = self._engines.load(), self._meters, self._usage()
         # Engines keep the figures of their last step when they fall idle: no more can run than was asked for.
         running = min(load.running, meters.sequences)
+        room = self._room()
         return Load(
             running=running,
             waiting=min(load.waiting, meters.sequences - running),
@@ -107,6 +122,8 @@ class Record:
             waiting_prompt_tokens=meters.waiting_prompt_tokens,
             prefill_tokens_per_second=meters.prefill_tokens_per_second,
             itl_ms=meters.itl_ms,
+            room_ms=_NEVER_MS if room.s is None else min(_NEVER_MS, room.s * 1e3),
+            yielding=room.victims,
         )
 
     def endpoint(self) -> Endpoint:

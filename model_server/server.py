@@ -192,7 +192,7 @@ class ModelServer:
             self.links.handlers(),
         )
         await self._listener.start(handlers, (INFERENCE, MODELS) if self.settings.reflection else ())
-        self._record = Record(self._base(), self.models, self.models.meters, self.models.usage)
+        self._record = Record(self._base(), self.models, self.models.meters, self.models.usage, self.models.room)
 
     def _base(self) -> Endpoint:
         settings = self.settings

@@ -3,10 +3,10 @@
 import random
 from collections.abc import Collection
 
-from discovery.endpoint import Residency
 from router.adapters import settle_model
 from router.errors import EndpointError
 from router.fleet import Fleet
+from router.hot import choose_hot
 from router.learned import Learned
 from router.ledger import Key
 from router.policies import RoutingPolicy
@@ -86,17 +86,12 @@ class Picks:
 
         Where another one would be ready before those have room, that one begins to ready it.
         """
-        chosen = self.choose(request, tried)
-        if chosen is None or chosen.candidate.holder.model.residency is Residency.HOT:
-            return chosen
-        holders = self._fleet.snapshot.holders.get(request.model, NOBODY).by_key
-        failed = self._readying.failed(request.model)
-        cold = [holder for key, holder in holders.items() if key not in failed]
-        choices = self._policy.weigh(request, cold, tried, self._conditions(request, None))
-        nearest = self._policy.settled(choices, request.model)
-        if nearest is not None and nearest.holder.model.residency is not Residency.HOT:
+        conditions, failed = self._conditions(request, self._rooms), self._readying.failed(request.model)
+        snapshot = self._fleet.snapshot
+        chosen, nearest = choose_hot(self._policy, request, snapshot, tried, failed, conditions, self._rng)
+        if nearest is not None:
             self._readying.want(request.model, nearest)
-        return None
+        return chosen
 
     def nothing_left(self, request: Request, failure: EndpointError | None) -> Refusal:
         """Why the request cannot be served, from its last failure or from what every holder is excluded by."""

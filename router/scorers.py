@@ -13,6 +13,9 @@ from router.ledger import Account
 from router.request import Request
 from router.snapshot import Holder
 
+# From here on it is the KV cache and not the batch that bounds what runs.
+KV_FULL = 0.9
+
 
 class Cost(NamedTuple):
     """The terms, in ms. A tuple, because one is made for every candidate of every request."""
@@ -71,9 +74,11 @@ def cost(
     itl_ms = load.itl_ms or rates.itl_ms
     streams = account.streams
 
-    ready_ms = _ready_ms(holder, rates)
+    ready_ms = _ready_ms(holder, load.room_ms, rates)
     queue_ms = account.waiting_prompt_tokens(now_s, prefill_per_s) / prefill_per_s * 1e3
     places, lasts_ms = holder.member.endpoint.max_streams, request.expected_output_tokens * itl_ms
+    if load.waiting and load.kv_usage >= KV_FULL:
+        places = max(1, min(places, load.running))
     full_ms = _full_ms(streams, places, lasts_ms)
     queue_ms += full_ms
     ramp_ms = 0.0 if share >= 1.0 else _full_ms(streams, max(1, int(share * places)), lasts_ms) - full_ms
@@ -84,9 +89,13 @@ def cost(
     prefill_ms = load.itl_ms + computing_ms
     # Each stream there slows each of our tokens, and we each of its; and our prompt holds it up once.
     slower_ms = 2 * rates.decode_slowdown_per_stream * itl_ms + computing_ms / request.expected_output_tokens
-    # And who comes while our prompt waits and is computed gets his first token as much later: as many come as end.
-    behind = streams * (queue_ms + computing_ms) / lasts_ms
-    decode_ms = rates.pace_worth * streams * slower_ms + behind * computing_ms
+    # A delay is worth itself at most, so that an answer of five tokens counts five times what each is later.
+    worth = min(rates.pace_worth, request.expected_output_tokens)
+    # And who comes while our prompt waits and is computed gets his first token as much later: as many come as end,
+    # which by Little's law are those there over the time that each stays.
+    first_ms = queue_ms + computing_ms
+    behind = streams * first_ms / (first_ms + lasts_ms)
+    decode_ms = worth * streams * slower_ms + behind * computing_ms
     return Cost(
         ready_ms,
         queue_ms,
@@ -110,11 +119,9 @@ def _full_ms(streams: float, places: int, lasts_ms: float) -> float:
     return over / places * lasts_ms if over > 0 else 0.0
 
 
-def _ready_ms(holder: Holder, rates: Rates) -> float:
+def _ready_ms(holder: Holder, room_ms: float, rates: Rates) -> float:
     if holder.model.residency is Residency.HOT:
         return 0.0
-    if holder.model.time_to_ready_ms:
-        return holder.model.time_to_ready_ms
-    base = holder.member.endpoint.model(holder.model.base) if holder.model.base else None
-    hot = base is not None and base.residency is Residency.HOT
-    return rates.unmeasured_adapter_ms if hot else rates.unmeasured_ready_ms
+    if not holder.needs_room:
+        return holder.model.time_to_ready_ms or rates.unmeasured_adapter_ms
+    return (holder.model.time_to_ready_ms or rates.unmeasured_ready_ms) + room_ms

@@ -40,6 +40,14 @@ class Holder:
     member: Member
     model: ModelState
 
+    @property
+    def needs_room(self) -> bool:
+        """Whether others may have to make room before the model is hot there; an adapter has its base's."""
+        if self.model.residency is Residency.HOT:
+            return False
+        base = self.member.endpoint.model(self.model.base) if self.model.base else None
+        return base is None or base.residency is not Residency.HOT
+
 
 @dataclass(frozen=True, slots=True)
 class Holders:

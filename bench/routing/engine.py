@@ -92,7 +92,6 @@ class Engine:
         self._stepping = False
         self._alive = True
         self._decoded_ms = self._decoded = 0.0
-        self._ready_s = 0.0
 
     @property
     def streams(self) -> int:
@@ -132,11 +131,6 @@ class Engine:
         self._step()
         return stream
 
-    def ready_at(self, when_s: float) -> None:
-        """The engine computes nothing before then: its model is being made ready."""
-        self._ready_s = when_s
-        self._timeline.at(when_s, self._step)
-
     def die(self) -> list[Stream]:
         """The server is gone; returns what it had, with what of it had been emitted."""
         self._alive = False
@@ -151,7 +145,7 @@ class Engine:
         return lost
 
     def _step(self) -> None:
-        if self._stepping or not self._alive or self._timeline.now_s < self._ready_s:
+        if self._stepping or not self._alive:
             return
         chunks, ms = self._plan()
         decodes = len(self._decoding)

@@ -32,7 +32,7 @@ class Figures:
 
     @property
     def goodput(self) -> float:
-        """Requests a second that had their first token and their pace within the SLO."""
+        """Requests that had their first token and their pace within the SLO, for each second in which any came."""
         return self.good / self.seconds
 
     @property
@@ -57,14 +57,13 @@ def figures(workload: Workload, run: Run) -> Figures:
         in_time = flight.ttft_s is not None and flight.ttft_s <= SLO_TTFT_S
         good += in_time and (itl_s is None or itl_s <= SLO_ITL_S)
     began_s = workload.jobs[0].arrival_s
-    ended_s = max((flight.last_s or 0.0 for flight in done), default=began_s + 1.0)
     predicted = [
         abs(flight.predicted_ms - flight.waited_ms) / flight.waited_ms
         for flight in done
         if flight.predicted_ms and flight.waited_ms and flight.attempts == 1
     ]
     prompt = sum(flight.job.prompt_tokens for flight in done)
-    engines = [engine for server in run.servers for engine in server.engines]
+    engines = [engine for server in run.servers for engine in server.engines.values()]
     gaps: dict[int, int] = {}
     for engine in engines:
         for gap_ms, count in engine.counts.gaps_ms.items():
@@ -72,7 +71,8 @@ def figures(workload: Workload, run: Run) -> Figures:
     return Figures(
         requests=len(flights),
         good=good,
-        seconds=ended_s - began_s,
+        # Not to the end of the last answer: how long that is depends on where one very long one ran.
+        seconds=max(1.0, workload.jobs[-1].arrival_s - began_s),
         ttft_ms=_quantiles([flight.ttft_s * 1e3 for flight in done if flight.ttft_s is not None]),
         itl_ms=_quantiles([flight.itl_s * 1e3 for flight in done if flight.itl_s is not None]),
         gap_ms=_counted(gaps),
@@ -80,7 +80,7 @@ def figures(workload: Workload, run: Run) -> Figures:
         ideal_cached_share=workload.ideal_cached_share,
         imbalance=_imbalance(run.samples),
         moved=_moved(run),
-        cold_starts=sum(server.cold_starts for server in run.servers),
+        cold_starts=sum(server.residents.cold_starts for server in run.servers),
         rejected=sum(flight.rejected for flight in flights),
         preemptions=sum(engine.counts.preemptions for engine in engines),
         prediction_error=_quantiles(predicted)[0] if predicted else None,

@@ -102,6 +102,16 @@ class Mesh:
         to = self.servers[server]
         self.timeline.after(self._way_s(to), lambda: self._arrive(flight, to))
 
+    def ready(self, server: str, model: str, told: Callable[[bool, float | None], None]) -> None:
+        """A router asks a server to make a model hot; `told` hears whether it is, else when to ask again."""
+        to = self.servers[server]
+        way_s = self._way_s(to)
+
+        def answer(ready: bool, retry_s: float | None) -> None:
+            self.timeline.after(way_s, lambda: told(ready, retry_s))
+
+        self.timeline.after(way_s, lambda: to.residents.ready(model, answer) if to.alive else answer(False, None))
+
     def reject(self, flight: Flight) -> None:
         """A router refuses a request."""
         flight.rejected = True
@@ -161,5 +171,7 @@ class Mesh:
 
     def _sample(self) -> None:
         self._samples.append([server.streams for server in self.servers.values()])
+        for server in self.servers.values():
+            server.beat()
         if self._open:
             self.timeline.after(0.5, self._sample)

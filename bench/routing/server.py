@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bench.routing.engine import Engine, Stream, Told
 from bench.routing.job import Flight
+from bench.routing.residents import Residents
 from bench.routing.timeline import Timeline
 from bench.routing.workload import ServerSpec
 from discovery.endpoint import Endpoint, Load, ModelState, Residency
@@ -13,6 +14,7 @@ from discovery.endpoint import Endpoint, Load, ModelState, Residency
 # Links carry a load with a step at most so often, as model_server/link.py.
 
 REPORT_EVERY_S = 0.25
+HEARTBEAT_S = 0.5
 
 
 class Server:
@@ -30,47 +32,40 @@ class Server:
     ) -> None:
         self.spec = spec
         self.alive = True
-        self.cold_starts = 0
         self._timeline = timeline
         self._report = report
-        self._changed = changed
         self._reported_s = -REPORT_EVERY_S
         self._report_due = False
         told = Told(first, lambda stream: self._ended(stream, ended), self._stepped)
-        self._engines = {
+        self.engines = {
             model: Engine(spec.speeds, timeline, random.Random(rng.random()), told, self._busy) for model in spec.models
         }
-        # Least recently used first.
-        self._hot = list(spec.models[: spec.hot])
-        # Flights whose model has no place yet.
+        self.residents = Residents(spec, timeline, self.engines, changed)
+        self.residents.listen(self._placed)
+        # Flights whose model was put to sleep while they were on their way.
         self._unplaced: list[Flight] = []
 
     def engine(self, model: str) -> Engine:
         """The engine of a model."""
-        return self._engines[model]
-
-    @property
-    def engines(self) -> list[Engine]:
-        """All of them."""
-        return list(self._engines.values())
+        return self.engines[model]
 
     @property
     def streams(self) -> int:
         """All that it has."""
-        return sum(engine.streams for engine in self._engines.values()) + len(self._unplaced)
+        return sum(engine.streams for engine in self.engines.values()) + len(self._unplaced)
 
     def is_hot(self, model: str) -> bool:
         """Whether it can serve the model now."""
-        return model in self._hot
+        return self.residents.is_hot(model)
 
     def endpoint(self) -> Endpoint:
         """Its record, without its load."""
         speeds = self.spec.speeds
         models = tuple(
             ModelState(model, Residency.HOT, 131_072)
-            if model in self._hot
+            if self.is_hot(model)
             else ModelState(model, Residency.ASLEEP, 131_072, time_to_ready_ms=speeds.wake_ms)
-            for model in self._engines
+            for model in self.engines
         )
         name = self.spec.name
         return Endpoint(
@@ -87,20 +82,28 @@ class Server:
 
     def load(self) -> Load:
         """The load of all its engines."""
-        loads = [engine.load() for engine in self._engines.values()]
+        loads = [engine.load() for engine in self.engines.values()]
         if len(loads) == 1:
             return loads[0]
+        room = self.residents.room()
         return replace(
             max(loads, key=lambda load: load.running + load.waiting),
             running=sum(load.running for load in loads),
             waiting=sum(load.waiting for load in loads) + len(self._unplaced),
             waiting_prompt_tokens=sum(load.waiting_prompt_tokens for load in loads),
+            # The engines share the accelerator: as Meters has it, the rates are the slowest's.
+            prefill_tokens_per_second=min(
+                (load.prefill_tokens_per_second for load in loads if load.prefill_tokens_per_second), default=0.0
+            ),
+            itl_ms=max(load.itl_ms for load in loads),
+            room_ms=3.6e6 if room.s is None else room.s * 1e3,
+            yielding=room.victims,
         )
 
     def digest(self) -> dict[int, bool]:
         """Blocks that came (True) and went since the last one."""
         news: dict[int, bool] = {}
-        for engine in self._engines.values():
+        for engine in self.engines.values():
             news |= engine.kv.news
             engine.kv.news = {}
         return news
@@ -108,44 +111,40 @@ class Server:
     def start(self, flight: Flight) -> None:
         """A request came over a link."""
         model = flight.job.model
-        if model in self._hot:
-            self._hot.remove(model)
-            self._hot.append(model)
-            self._engines[model].start(flight)
-        elif not self._ready(model, flight):
+        self.residents.asked(model)
+        if self.residents.is_hot(model):
+            self.residents.began(model, flight)
+            self.engines[model].start(flight)
+        else:
             self._unplaced.append(flight)
+            self.residents.ready(model, lambda ready, retry_s: None)
 
     def die(self) -> list[Flight]:
         """It is gone; returns the flights it had."""
         self.alive = False
-        lost = [stream.flight for engine in self._engines.values() for stream in engine.die()]
+        lost = [stream.flight for engine in self.engines.values() for stream in engine.die()]
         return lost + self._unplaced
 
-    def _ready(self, model: str, flight: Flight) -> bool:
-        """Put a model that is idle to sleep and wake the asked one; False if all that are hot are busy."""
-        idle = next((hot for hot in self._hot if not self._engines[hot].streams), None)
-        if idle is None:
-            return False
-        self._hot.remove(idle)
-        self._hot.append(model)
-        self.cold_starts += 1
-        engine = self._engines[model]
-        engine.ready_at(self._timeline.now_s + self.spec.speeds.wake_ms / 1e3)
-        engine.start(flight)
-        self._changed()
-        return True
-
     def _ended(self, stream: Stream, ended: Callable[[Stream], None]) -> None:
+        self.residents.ended(stream.flight.job.model, stream.flight)
         ended(stream)
+        self._placed()
+
+    def _placed(self) -> None:
         waiting, self._unplaced = self._unplaced, []
         for flight in waiting:
             self.start(flight)
 
     def _busy(self) -> int:
         """Engines that share the accelerator."""
-        if len(self._engines) == 1:
+        if len(self.engines) == 1:
             return 1
-        return max(1, sum(engine.stepping for engine in self._engines.values()))
+        return max(1, sum(engine.stepping for engine in self.engines.values()))
+
+    def beat(self) -> None:
+        """A heartbeat, where nothing was said for as long as it takes."""
+        if self._timeline.now_s >= self._reported_s + HEARTBEAT_S:
+            self._stepped()
 
     def _stepped(self) -> None:
         if not self._report_due:

@@ -6,6 +6,7 @@ What is left out of the router here is its I/O: gRPC, the catalog's watcher, and
 
 import random
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from bench.routing.digests import Digests
@@ -17,6 +18,7 @@ from router.admission import AdmissionRules
 from router.caches import Caches
 from router.calibration import Calibration
 from router.ejection import Breakers, EjectionRules
+from router.hot import choose_hot
 from router.learned import Learned
 from router.ledger import NOTHING, Booking, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
@@ -58,6 +60,9 @@ class StokerProcess:
         self._bookings: dict[int, tuple[Booking, Chosen]] = {}
         self._tried: dict[int, set[Key]] = {}
         self._digests = Digests()
+        # Models that a server readies for this router, and servers that could not a moment ago, with until when.
+        self._readying: set[str] = set()
+        self._unable: dict[str, dict[Key, float]] = {}
         # Requests whose prompts are on their way to a server's cache.
         self._expected: set[int] = set()
         self._draining = False
@@ -70,7 +75,7 @@ class StokerProcess:
         again = flight.attempts > 0
         queue = self._queues.setdefault(flight.job.model, Waiting())
         if again or not len(queue):
-            chosen = self._choose(flight, crowd=again)
+            chosen = self._choose(flight) if again else self._choose_hot(flight)
             if chosen is not None:
                 self._dispatch(flight, chosen)
                 return
@@ -156,20 +161,53 @@ class StokerProcess:
             session=session_hash(job.model, "", job.session),
         )
 
-    def _choose(self, flight: Flight, *, crowd: bool = False) -> Chosen | None:
-        learned, request = self.learned, self._request(flight)
+    def _choose(self, flight: Flight) -> Chosen | None:
+        """For a stream that goes on elsewhere: also where there is no room."""
+        request, tried = self._request(flight), self._tried.get(flight.job.number, ())
+        return self._policy.choose(request, self._snapshot, tried, self._conditions(flight, None), self._rng)
+
+    def _choose_hot(self, flight: Flight) -> Chosen | None:
+        """As Router.choose_hot."""
+        model, now_s = flight.job.model, self._mesh.timeline.now_s
+        unable = [key for key, until_s in self._unable.get(model, {}).items() if until_s > now_s]
+        tried = self._tried.get(flight.job.number, ())
+        chosen, nearest = choose_hot(
+            self._policy,
+            self._request(flight),
+            self._snapshot,
+            tried,
+            unable,
+            self._conditions(flight, self._rooms),
+            self._rng,
+        )
+        if nearest is not None and model not in self._readying:
+            self._readying.add(model)
+            key = nearest.holder.member.key
+            self._mesh.ready(key[0], model, partial(self._readied, model, key))
+        return chosen
+
+    def _readied(self, model: str, key: Key, ready: bool, retry_s: float | None) -> None:
+        """As Readying: the server's word counts before the catalog's."""
+        self._readying.discard(model)
+        if ready:
+            self._unable.pop(model, None)
+            self.changed()
+        else:
+            self._unable.setdefault(model, {})[key] = self._mesh.timeline.now_s + (retry_s or 1.0)
+        self._room()
+
+    def _conditions(self, flight: Flight, rooms: Rooms | None) -> Conditions:
+        learned = self.learned
         held = dict(sorted(self._digests.held(flight.job.chain).items(), key=lambda each: -each[1]))
-        conditions = Conditions(
+        return Conditions(
             accounts=learned.ledger.accounts,
             breakers=learned.breakers,
             held=held,
             ways_ms=learned.ways.ms,
             now_s=self._mesh.timeline.now_s,
-            rooms=None if crowd else self._rooms,
-            session=held if request.session else {},
+            rooms=rooms,
+            session=held if flight.job.session else {},
         )
-        tried = self._tried.get(flight.job.number, ())
-        return self._policy.choose(request, self._snapshot, tried, conditions, self._rng)
 
     def _dispatch(self, flight: Flight, chosen: Chosen) -> None:
         cost, key = chosen.candidate.cost, chosen.candidate.holder.member.key
@@ -194,7 +232,7 @@ class StokerProcess:
         for queue in self._queues.values():
             while queue.first is not None:
                 place = queue.first
-                chosen = self._choose(place.who)
+                chosen = self._choose_hot(place.who)
                 if chosen is None:
                     break
                 queue.remove(place)

@@ -21,6 +21,8 @@ from stoker_common.refusal import Refusal, unavailable
 
 # A dead engine may not even stop; vLLM kills its processes after 15 s itself.
 _STOP_WITHIN_S = 20.0
+# Of how long a request ran, in the mean: settles within some fifty of them.
+_REQUEST_WEIGHT = 1 / 16
 # Who is told that the model goes away asks elsewhere at once.
 _RETRY_ELSEWHERE_S = 0.1
 
@@ -66,8 +68,10 @@ class Held:
         self.adapters: list[Held] = []
         # Held by who needs its engine to stay as it is: who moves it, and who loads an adapter into it.
         self.steady = asyncio.Lock()
-        self.demand = Demand()
+        self.demand = Demand(around.clock())
         self.used_at_s = self.hot_since_s = around.clock()
+        # How long its requests run, on average; 0 before the first has ended.
+        self.request_s = 0.0
         self.meter = Meter(around.clock, self._batch_is_full)
         self.admission = Admission(
             around.in_flight,
@@ -81,6 +85,10 @@ class Held:
         self.liveness: Liveness | None = None
         self._around = around
         self._steps_before = 0
+
+    def ran(self, took_s: float) -> None:
+        """A request ran on it for so long."""
+        self.request_s += (took_s - self.request_s) * (_REQUEST_WEIGHT if self.request_s else 1.0)
 
     @property
     def hot(self) -> bool:

@@ -22,7 +22,7 @@ from model_server.residency.held import Held, NotAnswering
 from model_server.residency.metrics import ResidencyMetrics
 from model_server.residency.move import Move, Progress
 from model_server.residency.ready_times import ReadyTimes
-from model_server.residency.room import Limits, Seat, make_room
+from model_server.residency.room import Limits, Price, Seat, make_room, price
 from stoker_common.clock import Clock
 from stoker_common.refusal import Code, Refusal, exhausted, not_found, unavailable
 
@@ -98,6 +98,15 @@ class Models:
             max((load.kv_usage for load in loads), default=0.0),
         )
 
+    def room(self) -> Price:
+        """What room for a model that is not hot would cost now, for the largest of them. Nothing where all are hot."""
+        cold = [(self._seat(each), each) for each in self._models() if not each.awake]
+        if not cold:
+            return Price()
+        wanted, held = max(cold, key=lambda each: (each[0].share, each[0].ready_s))
+        # As of one that nobody has asked for yet: who asks now is the router's to know.
+        return price(replace(wanted, demand_per_s=0.0), self._awake(held), self._limits, self._clock())
+
     def usage(self) -> Usage:
         """The device's latest reading."""
         return next((each.prober.usage for each in self if each.prober is not None), Usage())
@@ -172,6 +181,7 @@ class Models:
             async with aclosing(move.follow()) as news:
                 async for progress in news:
                     await tell(progress)
+        began_s = self._clock()
         # No await since it was seen hot: nobody moves it in between.
         async with AsyncExitStack() as stack:
             for each in lasting:
@@ -182,6 +192,7 @@ class Models:
             finally:
                 for each in lasting:
                     each.used_at_s = self._clock()
+                    each.ran(each.used_at_s - began_s)
 
     def asked(self, held: Held) -> None:
         """Somebody wants it: its demand goes up, and with an adapter's its base's."""
@@ -336,8 +347,7 @@ class Models:
 
     def _make_room(self, wanted: Held) -> list[Held]:
         """Who makes room for it. Raises Refusal if nobody does."""
-        hot = [self._seat(each) for each in self if each.awake and each is not wanted and each.base is wanted.base]
-        limits = self._limits
+        hot, limits = self._awake(wanted), self._limits
         if wanted.base is not None and wanted.base.info is not None:
             # What an engine that takes none says of one more is clearer than what could be said here.
             limits = Limits(max_hot=max(1, wanted.base.info.max_adapters))
@@ -349,6 +359,10 @@ class Models:
             text = f"no room for the model {wanted.name!r} on this server now: {room.refused}"
             raise exhausted(text, retry_after_s=retry_s, reason="NO_ROOM")
         return [self._held[name] for name in room.victims]
+
+    def _awake(self, but: Held) -> list[Seat]:
+        """Who competes with it for room."""
+        return [self._seat(each) for each in self if each.awake and each is not but and each.base is but.base]
 
     def _seat(self, held: Held) -> Seat:
         now_s = self._clock()
@@ -365,6 +379,7 @@ class Models:
             used_at_s=held.used_at_s,
             hot_since_s=held.hot_since_s,
             ready_s=self._expected_s(held, back) or 0.0,
+            request_s=held.request_s,
         )
 
     def _models(self) -> Iterator[Held]:

@@ -14,8 +14,9 @@ that just became hot may refuse for a while, lest two models push each other out
 What an exchange costs: readying the wanted one now and the yielding one again later.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KEEP = 5.0
 MARGIN = 1.5
@@ -48,6 +49,8 @@ class Seat:
     used_at_s: float = 0.0
     hot_since_s: float = 0.0
     ready_s: float = 0.0
+    # How long requests run on it, on average.
+    request_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,44 @@ def make_room(wanted: Seat, hot: Sequence[Seat], limits: Limits, now_s: float) -
         refused=f"{names}: each is pinned, on its way, or has just become hot and is asked for as often",
         retry_after_s=min(later) - now_s if later else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What room costs in seconds, beside readying who wants it, and who makes it. None: there will be none."""
+
+    s: float | None = 0.0
+    victims: tuple[str, ...] = ()
+
+
+def price(wanted: Seat, hot: Sequence[Seat], limits: Limits, now_s: float) -> Price:
+    """What room for `wanted` costs.
+
+    That is the wait until those yield that would and what runs on them has ended; and what the requests for them pay
+    that come until they could be hot again: each waits so long.
+    """
+    room, later_s = make_room(wanted, hot, limits, now_s), 0.0
+    if room.refused and room.retry_after_s is not None:
+        later_s = room.retry_after_s
+        room = make_room(wanted, [replace(seat, moving=False) for seat in hot], limits, now_s + later_s)
+    if room.refused:
+        return Price(None)
+    victims = [seat for seat in hot if seat.name in room.victims]
+    ends_s = max((_all_ended_s(seat) for seat in victims), default=0.0)
+    # To come back it needs room as well, of whoever is least busy then.
+    again_s = min((_usually_ended_s(seat) for seat in hot), default=0.0)
+    away = [(seat, ends_s + wanted.ready_s + seat.ready_s + again_s) for seat in victims]
+    return Price(later_s + ends_s + sum(seat.demand_per_s * away_s * away_s for seat, away_s in away), room.victims)
+
+
+def _all_ended_s(seat: Seat) -> float:
+    """Until the last of its requests has ended, if they end at random: their mean time x (1 + 1/2 + 1/3 ...)."""
+    return seat.request_s * sum(1 / each for each in range(1, seat.users + 1))
+
+
+def _usually_ended_s(seat: Seat) -> float:
+    """The same with as many users as its demand brings (Little), and the series as the logarithm it nearly is."""
+    return seat.request_s * math.log1p(seat.demand_per_s * seat.request_s)
 
 
 def yields_at_s(seat: Seat, wanted: Seat, now_s: float) -> float | None:

@@ -276,6 +276,8 @@ class Load(_message.Message):
     WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     ITL_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    YIELDING_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Streams in the engine's batch."""
     waiting: _builtins.int
@@ -294,6 +296,17 @@ class Load(_message.Message):
     def itl(self) -> _duration_pb2.Duration:
         """Time between two tokens of one stream at this load, as measured; absent if not known."""
 
+    @_builtins.property
+    def room(self) -> _duration_pb2.Duration:
+        """What room for a model that is not hot would cost now, beside making it ready: the wait until those that would yield do
+        and what runs on them has ended, and what it would cost those who ask for them meanwhile. Absent if it costs nothing,
+        or there is no such model; an hour if nobody will yield. Not in the catalog.
+        """
+
+    @_builtins.property
+    def yielding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that would make that room."""
+
     def __init__(
         self,
         *,
@@ -305,10 +318,12 @@ class Load(_message.Message):
         waiting_prompt_tokens: _builtins.int = ...,
         prefill_tokens_per_second: _builtins.float = ...,
         itl: _duration_pb2.Duration | None = ...,
+        room: _duration_pb2.Duration | None = ...,
+        yielding: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "kv_usage", b"kv_usage", "memory_usage", b"memory_usage", "prefill_tokens_per_second", b"prefill_tokens_per_second", "running", b"running", "utilization", b"utilization", "waiting", b"waiting", "waiting_prompt_tokens", b"waiting_prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "kv_usage", b"kv_usage", "memory_usage", b"memory_usage", "prefill_tokens_per_second", b"prefill_tokens_per_second", "room", b"room", "running", b"running", "utilization", b"utilization", "waiting", b"waiting", "waiting_prompt_tokens", b"waiting_prompt_tokens", "yielding", b"yielding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

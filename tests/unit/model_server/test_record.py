@@ -4,13 +4,14 @@ import pytest
 from prometheus_client import generate_latest
 
 from discovery.endpoint import Load, ModelState, Residency
-from discovery.messages import load_to_proto
+from discovery.messages import load_from_proto, load_to_proto
 from model_server.engine import EngineInfo, EngineLoad, EngineOutput
 from model_server.liveness import LifeState
 from model_server.meter import Meter, Meters
 from model_server.metrics import ServerMetrics
 from model_server.parts import add_delta, duration
 from model_server.record import Identity, Record, SimulatedDevice, Usage, endpoint
+from model_server.residency.room import Price
 from stoker.v1 import inference_pb2
 from tests.fakes.clock import FakeClock
 
@@ -43,6 +44,14 @@ def test_the_record_says_what_the_engine_is_and_how_loaded_it_is_now() -> None:
     for sequence in sequences:
         sequence.end()
     assert (record.load().running, record.load().waiting) == (0, 0), "figures of a last step are not load"
+
+
+@pytest.mark.parametrize(("room", "ms"), [(Price(), 0), (Price(1.5, ("b",)), 1500), (Price(None), 3_600_000)])
+def test_what_room_costs_is_told(room: Price, ms: float) -> None:
+    base = endpoint(Identity("s", "z", "e", "h:1"), INFO, ())
+    load = Record(base, Loaded(), Meters([Meter(FakeClock())]), Usage, lambda: room).load()
+    assert (load.room_ms, load.yielding) == (ms, room.victims)
+    assert load_from_proto(load_to_proto(load)) == load
 
 
 def test_a_simulated_device_is_as_busy_as_its_batch() -> None:

@@ -10,6 +10,8 @@ from router.snapshot import Holder, Member
 from tests.unit.router.builders import HOT, endpoint, key, request
 
 RATES = Rates(prefill_tokens_per_second=1000, itl_ms=10, decode_slowdown_per_stream=0.02)
+SERVER = endpoint()
+HOLDER = Holder(Member(key(SERVER), SERVER, CatalogState.PASSING), HOT)
 
 
 def price(model: ModelState = HOT, held_tokens: int = 0, way_ms: float = 0, **account: Any) -> Cost:
@@ -46,6 +48,19 @@ def test_an_adapter_that_nobody_has_measured_is_near_where_its_base_is_hot(base:
     assert cost(request(), holder, Account(), 0, 0, RATES, now_s=0.0).ready_ms == ready_ms
 
 
+def test_a_cold_model_costs_the_room_for_it_too() -> None:
+    crowded = Load(room_ms=2000)
+    assert price(ModelState("m", Residency.ASLEEP, 1, 550), load=crowded).ready_ms == 2550
+    assert price(load=crowded).ready_ms == 0
+
+
+def test_a_full_cache_is_a_full_batch() -> None:
+    # 4 run and 2 wait for the cache, so a place becomes free every 250 ms, and it is the third to want one.
+    full = Load(running=4, waiting=2, kv_usage=0.95)
+    assert price(own_streams=6, load=full).queue_ms == 750
+    assert price(own_streams=6, load=Load(running=4, waiting=0, kv_usage=0.95)).queue_ms == 0
+
+
 def test_queue_is_what_waits_there_at_the_measured_rate() -> None:
     assert price(own_prompt_tokens=300, others_prompt_tokens=200.0).queue_ms == 500
     assert price(own_prompt_tokens=300, load=Load(prefill_tokens_per_second=3000)).queue_ms == 100
@@ -65,14 +80,20 @@ def test_cached_tokens_are_not_computed_but_the_last_one_always_is(held: int, pr
 
 def test_decode_is_what_streams_do_to_each_other_as_first_tokens_are_worth() -> None:
     # 5 streams slow each of our tokens by 10 % of 10 ms, and are slowed as much: 40 ms of a first token for each ms.
-    # Our prompt of 100 ms holds each of them up by 1 ms a token. In its time half a request comes: 5 in a second.
-    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(40 * 2 + 40 * 5 * 1 + 0.5 * 100)
+    # Our prompt of 100 ms holds each of them up by 1 ms a token. 5 that stay for 1.1 s: 5/11 come in its time.
+    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(40 * 2 + 40 * 5 * 1 + 5 / 11 * 100)
+
+
+def test_a_delay_of_a_short_answer_is_worth_itself() -> None:
+    # One token: it is 2 % of 10 ms later and makes 5 others so, and holds them up by 100 ms once; they stay for 110 ms.
+    found = cost(request(output_tokens=1), HOLDER, Account(own_streams=5), 0, 0.0, RATES, now_s=0.0)
+    assert found.decode_ms == pytest.approx(5 * (2 * 0.2 + 100) + 5 * 100 / 110 * 100)
 
 
 def test_who_comes_while_a_prompt_waits_and_is_computed_waits_for_it() -> None:
-    # The queue of 900 ms makes it a second until our prompt is computed, in which five come.
+    # The queue of 900 ms makes it a second until our prompt is computed: half of the time that a stream stays.
     alone, queued = price(own_streams=5), price(own_streams=5, own_prompt_tokens=900)
-    assert queued.decode_ms - alone.decode_ms == pytest.approx((5 - 0.5) * 100)
+    assert queued.decode_ms - alone.decode_ms == pytest.approx((5 / 2 - 5 / 11) * 100)
 
 
 def test_the_sum_is_the_sum() -> None:

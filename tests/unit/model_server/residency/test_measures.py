@@ -32,8 +32,17 @@ def test_steady_demand_is_its_rate_and_halves_every_half_life() -> None:
 
 def test_one_request_counts_as_what_it_is() -> None:
     demand = Demand()
-    demand.add(7.0)
-    assert demand.per_s(7.0) == pytest.approx(math.log(2) / HALF_LIFE_S)
+    demand.add(7000.0)
+    assert demand.per_s(7000.0) == pytest.approx(math.log(2) / HALF_LIFE_S)
+
+
+def test_a_young_demand_is_told_from_the_time_it_is_watched() -> None:
+    demand = Demand(1000.0)
+    demand.add(1000.0)
+    assert demand.per_s(1000.0) == pytest.approx(1 / 10, rel=0.1), "one at the start is no rush"
+    for second in range(1, 20):
+        demand.add(1000.0 + second)
+    assert demand.per_s(1020.0) == pytest.approx(1.0, rel=0.05)
 
 
 def test_times_are_each_models_own_from_each_place_or_the_others_longest() -> None:

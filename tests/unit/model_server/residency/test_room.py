@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from model_server.residency.room import KEEP, MARGIN, Limits, Room, Seat, make_room, yields_at_s
+from model_server.residency.room import KEEP, MARGIN, Limits, Price, Room, Seat, make_room, price, yields_at_s
 
 pytestmark = pytest.mark.unit
 
@@ -88,3 +88,38 @@ def test_two_models_in_equal_demand_exchange_seldom() -> None:
             hot, exchanges, busy_until_s = asked, exchanges + 1, now_s + 10.0
             since_s = busy_until_s
     assert 0 < exchanges * 10.0 <= 3600 / 6
+
+
+def costs(found: Price, s: float, *victims: str) -> None:
+    assert found.s == pytest.approx(s) and found.victims == victims
+
+
+# Nobody has asked for it yet; with OLD an exchange and back takes 4 + 6 s.
+ANY = replace(WANTED, demand_per_s=0.0)
+
+
+def test_free_room_costs_nothing_and_an_idle_model_that_nobody_wants_neither() -> None:
+    assert price(ANY, [OLD], TWO, NOW) == Price()
+    assert price(ANY, [OLD], Limits(), NOW) == Price(0.0, ("old",))
+
+
+def test_room_costs_the_end_of_what_runs_there() -> None:
+    # Three that end at random moments after 2 s in the mean: 2 x (1 + 1/2 + 1/3).
+    busy = replace(OLD, users=3, request_s=2.0)
+    costs(price(ANY, [busy], Limits(), NOW), 2 * 11 / 6, "old")
+
+
+def test_room_costs_those_who_ask_for_the_yielding_model_while_it_is_away() -> None:
+    found = price(ANY, [replace(OLD, demand_per_s=0.5)], Limits(), NOW)
+    costs(found, 0.5 * 10 * 10, "old")  # five requests that wait 10 s each
+    busy = replace(OLD, name="busy", demand_per_s=9.0, users=9, request_s=1.0, used_at_s=NOW)
+    assert price(ANY, [busy, OLD], TWO, NOW) == Price(0.0, ("old",)), "the idle one goes"
+
+
+def test_room_that_is_there_later_costs_the_wait_and_none_is_none() -> None:
+    kept = replace(NEW, demand_per_s=0.1)
+    waits_s = KEPT_UNTIL - NOW
+    costs(price(ANY, [kept], Limits(), NOW), waits_s + 0.1 * 10 * 10, "new")
+    costs(price(ANY, [replace(OLD, moving=True)], Limits(), NOW), 0.5, "old")
+    assert price(ANY, [replace(OLD, pinned=True)], Limits(), NOW) == Price(None)
+    assert price(replace(ANY, share=1.0), [], Limits(), NOW) == Price(None)
