@@ -1,6 +1,9 @@
-"""The rows as tables: medians over the rounds, ratios of medians. Pure."""
+"""The rows as tables: medians over the rounds, ratios of medians. `python -m bench.throughput.table ROWS.jsonl`"""
 
+import json
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import median
 
 from bench.throughput.load import Row
@@ -99,3 +102,13 @@ def _cell(value: float | None, digits: int = 0) -> str:
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     written = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in written)
+
+
+def main() -> None:
+    """Print the tables of rows that were kept."""
+    lines = Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+    sys.stdout.write(report([json.loads(line) for line in lines]))
+
+
+if __name__ == "__main__":
+    main()
