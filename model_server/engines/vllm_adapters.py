@@ -9,6 +9,7 @@ from typing import Any
 
 from model_server.engines import vllm_api
 from model_server.engines.adapters import Adapters
+from model_server.engines.vllm_lora_name import vllm_name
 
 # The ranks that vLLM has room for: an adapter may have any up to the one chosen.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,8 +51,8 @@ class VllmAdapters:
         """Load it."""
         with self._held.adding(name):
             folder, weights = await asyncio.to_thread(self._fetch, source)
-            # Part of what its prefixes are cached under: other weights in the same folder find nothing of these.
-            lora = vllm_api.LoRARequest(lora_name=f"{name} {weights}", lora_int_id=next(self._ids), lora_path=folder)
+            known_as = vllm_name(name, weights)
+            lora = vllm_api.LoRARequest(lora_name=known_as, lora_int_id=next(self._ids), lora_path=folder)
             await vllm_api.add_lora(self._llm, lora)
             self._held.hold(name, lora)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_server import token_chain
+from model_server.engines.vllm_lora_name import served_name
 
 # Read in one go, lest a long absence hold up the loop; the rest comes with the next step.
 _MOST_BATCHES = 64
@@ -98,7 +99,7 @@ class KvEvents:
     def _take(self, event: Any) -> None:
         match type(event).__name__:
             case "BlockStored":
-                adapter = event.lora_name or ""
+                adapter = served_name(event.lora_name)
                 first = (getattr(event, "extra_keys", None) or [None])[0] or ()
                 salts = [key for key in first if isinstance(key, str)][bool(adapter) :]
                 salt = salts[-1] if salts else ""

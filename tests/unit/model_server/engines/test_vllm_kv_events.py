@@ -125,8 +125,8 @@ def test_after_lost_batches_nothing_from_before_is_believed(told: Told, events: 
 def test_salt_and_adapter_are_told_with_the_first_block(told: Told, events: KvEvents) -> None:
     stored = [
         BlockStored([b"a"], None, list(range(4)), extra_keys=[("tenant",)]),
-        BlockStored([b"b"], None, list(range(4)), lora_name="lora", extra_keys=[("lora", "tenant")]),
-        BlockStored([b"c"], None, list(range(4)), lora_name="lora", extra_keys=[("lora",)]),
+        BlockStored([b"b"], None, list(range(4)), lora_name="lora 1-2", extra_keys=[("lora 1-2", "tenant")]),
+        BlockStored([b"c"], None, list(range(4)), lora_name="lora 1-2", extra_keys=[("lora 1-2",)]),
     ]
     told.batches.append((0, [*stored, BlockRemoved([b"a", b"b", b"c"])]))
     about = [{"salt": "tenant"}, {"adapter": "lora", "salt": "tenant"}, {"adapter": "lora"}]
