@@ -5,6 +5,7 @@ For `stoker up` and for tests. Restarting what died is the caller's business.
 
 import asyncio
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from discovery.consul_client import ConsulClient
 from discovery.errors import CatalogError, DiscoveryError
 
 _HOST = "127.0.0.1"
+# Below what systems give out by themselves, to listeners on port 0 and to connections; in parts, one for a process.
+_FREE_PORTS, _PARTS = range(10_000, 20_000), 16
 
 
 class ConsulAgentError(DiscoveryError):
@@ -155,19 +158,26 @@ def command(config: AgentConfig) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 free for TCP and UDP a moment ago; all different."""
+    """Ports of 127.0.0.1 free for TCP and UDP a moment ago; all different.
+
+    Whoever gets one may take a minute to listen on it. So they are none that the system gives out to others meanwhile,
+    and of a part of the rest that is likely this process's own. Raises OSError if there are not as many.
+    """
+    first = _FREE_PORTS.start + os.getpid() % _PARTS * (len(_FREE_PORTS) // _PARTS)
+    candidates = range(first, first + len(_FREE_PORTS) // _PARTS)
     found: list[int] = []
     with ExitStack() as held:
-        while len(found) < count:
-            tcp = held.enter_context(socket.socket())
-            tcp.bind((_HOST, 0))
-            port = tcp.getsockname()[1]
-            udp = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        for port in random.sample(candidates, len(candidates)):
+            if len(found) == count:
+                break
             try:
-                udp.bind((_HOST, port))
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    held.enter_context(socket.socket(type=kind)).bind((_HOST, port))
             except OSError:
                 continue
             found.append(port)
+    if len(found) < count:
+        raise OSError(f"no {count} ports are free among {candidates.start} to {candidates.stop - 1}")
     return found
 
 

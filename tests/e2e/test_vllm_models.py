@@ -12,13 +12,13 @@ from discovery.consul_agent import free_ports
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2, model_pb2_grpc, worker_link_pb2
 from tests.e2e.test_vllm_server import MODEL, ROOT
 from tests.fakes.inference import channel_to, stream, token_ids, unary
+from tests.fakes.stopwatch import waited_s
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(400)]
 
 READY_WITHIN_S = 200.0
-# A router calls a server dead after 2 s of silence, and heartbeats are due every 0.5 s: none may be later than the
-# first. Nine of ten are not later than the second, but for what the machine does without a load.
-LATEST_BEAT_S, USUAL_BEAT_S = 1.5, 0.5
+# A router calls a server dead after 2 s of silence, and heartbeats are due every 0.5 s.
+LATEST_BEAT_S = 0.5
 CONTROL_S = 3.0
 
 
@@ -46,9 +46,10 @@ async def answer(channel: grpc.aio.Channel, model: str) -> inference_pb2.Generat
     return await unary(channel, asked(model, 8), timeout=60)
 
 
-async def beats(channel: grpc.aio.Channel) -> list[float]:
-    """How late each heartbeat was by the server's own word, until cancelled."""
+async def beats(channel: grpc.aio.Channel, server: int) -> list[float]:
+    """How late each heartbeat was by the server's own word, less what that waited for a processor; until cancelled."""
     lags: list[float] = []
+    before_s = waited_s(server)
     hello = worker_link_pb2.AttachRequest(hello=worker_link_pb2.Hello(link_version=1, router="test", zone="zone-a"))
     call = channel.stream_stream(
         "/stoker.v1.WorkerLinkService/Attach",
@@ -61,7 +62,9 @@ async def beats(channel: grpc.aio.Channel) -> list[float]:
             response = await call.read()
             assert isinstance(response, worker_link_pb2.AttachResponse)
             if response.HasField("heartbeat"):
-                lags.append(response.heartbeat.loop_lag.ToNanoseconds() / 1e9)
+                now_s = waited_s(server)
+                lags.append(max(0.0, response.heartbeat.loop_lag.ToNanoseconds() / 1e9 - max(0.0, now_s - before_s)))
+                before_s = now_s
     except asyncio.CancelledError:
         return lags
     finally:
@@ -94,7 +97,7 @@ async def test_two_models_answer_in_turn_and_at_once_and_one_loads_beside_the_ot
 
             # What this machine itself makes late, without any load.
             async with asyncio.TaskGroup() as tasks:
-                beating = tasks.create_task(beats(channel))
+                beating = tasks.create_task(beats(channel, process.pid))
                 await answer(channel, "first")
                 await asyncio.sleep(CONTROL_S)
                 beating.cancel()
@@ -108,7 +111,7 @@ async def test_two_models_answer_in_turn_and_at_once_and_one_loads_beside_the_ot
                     came.extend(loop.time() for _ in token_ids([part]))
 
             async with asyncio.TaskGroup() as tasks:
-                beating = tasks.create_task(beats(channel))
+                beating = tasks.create_task(beats(channel, process.pid))
                 reading = tasks.create_task(read())
                 parts = [part async for part in stream(channel, asked("second", 4))]
                 ready_at = loop.time()
@@ -117,13 +120,10 @@ async def test_two_models_answer_in_turn_and_at_once_and_one_loads_beside_the_ot
                 assert sum(at < ready_at for at in came) > 20, "the other's stream went on meanwhile"
                 reading.cancel()
                 beating.cancel()
-            lags, gap_s = sorted(beating.result()), max(after - before for before, after in pairwise(came))
-            usual_s = lags[len(lags) * 9 // 10]
-            figures = (
-                f"heartbeats {usual_s:.3f} s late (p90), at most {lags[-1]:.3f} s; {control_s:.3f} s without a load"
-            )
+            lags, gap_s = beating.result(), max(after - before for before, after in pairwise(came))
+            figures = f"latest heartbeat {max(lags):.3f} s of {len(lags)}, {control_s:.3f} s without a load"
             sys.stdout.write(f"{figures}; longest gap of the stream {gap_s:.3f} s\n")
-            assert lags[-1] < LATEST_BEAT_S and usual_s < USUAL_BEAT_S + control_s, figures
+            assert max(lags) < LATEST_BEAT_S + control_s, figures
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 60)

@@ -15,17 +15,22 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()
-        self._waited_s = _waited_s()
+        self._waited_s = _waited_s(_SCHEDSTAT)
 
     @property
     def s(self) -> float:
         """Seconds so far."""
-        return time.monotonic() - self._began_s - (_waited_s() - self._waited_s)
+        return time.monotonic() - self._began_s - (_waited_s(_SCHEDSTAT) - self._waited_s)
 
 
-def _waited_s() -> float:
-    """How long this thread has waited for a processor, ever: the second figure, in ns (sched-stats.rst)."""
+def waited_s(pid: int) -> float:
+    """How long the threads of a process have waited for a processor, together; 0 where Linux does not tell."""
+    return sum(_waited_s(thread / "schedstat") for thread in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _waited_s(schedstat: Path) -> float:
+    """A thread's wait, ever: the second figure, in ns (sched-stats.rst)."""
     try:
-        return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+        return int(schedstat.read_text().split()[1]) / 1e9
     except OSError:
         return 0.0
