@@ -12,7 +12,11 @@ import pytest
 
 from discovery.memory import MemoryCatalog
 from router.interrupt import Interrupt
+from router.ledger import Key
+from router.link_transport import LinkTransport
+from router.server import RouterServer
 from stoker.v1 import model_pb2, model_pb2_grpc, router_pb2, router_pb2_grpc
+from stoker_common.link.state import LinkState
 from tests.fakes.fleet import MODEL
 from tests.fakes.inference import channel_to, generation, stream, token_ids, unary
 from tests.fakes.mesh import mesh
@@ -169,6 +173,13 @@ async def test_an_operators_maintenance_takes_a_server_out_within_a_second_and_b
         assert await servers() == {"zone-a-0", "zone-a-1"}
 
 
+def linked(router: RouterServer, key: Key) -> bool:
+    """Whether the link to this server is up."""
+    assert isinstance(router.transport, LinkTransport)
+    link, _ = router.transport._links.get(key, (None, None))
+    return link is not None and link.state is LinkState.UP
+
+
 def open_calls() -> int:
     """The gRPC calls of this process, on either side of which somebody still waits for something."""
     # By type: isinstance asks each object for its class, and some lazy ones of other libraries warn when asked.
@@ -181,13 +192,17 @@ async def test_200_streams_over_8_servers_leave_nothing_behind() -> None:
     process = psutil.Process()
 
     async with mesh(4) as up:
-        # The routers' channels and links to the servers stay, so open them all before counting.
-        for router in up.routers.values():
-            for member in router.fleet.snapshot.members.values():
-                async with aclosing(
-                    router.transport.attempt(member.endpoint, generation(max_tokens=1), 5.0, (), Interrupt())
-                ) as parts:
-                    assert [part async for part in parts]
+        # The routers' channels and links to the servers stay, so open them all before counting, and use each: who
+        # answers on a link has all its tasks.
+        members = [(router, each) for router in up.routers.values() for each in router.fleet.snapshot.members.values()]
+        for router, member in members:
+            router.transport.want(member.endpoint)
+        for router, member in members:
+            await until(lambda router=router, member=member: linked(router, member.key))  # type: ignore[misc]
+        for router, member in members:
+            attempt = router.transport.attempt(member.endpoint, generation(max_tokens=1), 5.0, (), Interrupt())
+            async with aclosing(attempt) as parts:
+                assert [part async for part in parts]
         await until(lambda: all(each.server.attached_routers == len(up.routers) for each in up.servers))
         tasks, calls, descriptors = len(asyncio.all_tasks()), open_calls(), process.num_fds()
 
