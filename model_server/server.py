@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
@@ -64,11 +64,16 @@ class ModelServer:
         epoch: str | None = None,
         clock: Clock = time.monotonic,
         wall_clock: Clock = time.time,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        """`engine`: the one of `settings.model`, or what may be served, of which the first ones are hot at first."""
+        """`engine`: the one of `settings.model`, or what may be served, of which the first ones are hot at first.
+
+        `settle` is called once, when all that is loaded at the start is there and before anybody is served.
+        """
         specs = engine if isinstance(engine, Sequence) else [ModelSpec(settings.served_model, lambda: engine)]
         self.settings = settings
         self._wall_clock = wall_clock
+        self._settle = settle
         self.epoch = epoch or uuid.uuid4().hex
         self.metrics = ServerMetrics([spec.name for spec in specs], registry)
         self._clock = clock
@@ -174,6 +179,7 @@ class ModelServer:
 
     async def _listen(self) -> None:
         """Serve gRPC, now that the engines can say what they are."""
+        self._settle()
         direct, keys = DirectStreams(self._clock), TicketKeys.parse(self.settings.ticket_key.get_secret_value())
         generator = Generator(
             models=self.models,

@@ -1,7 +1,6 @@
 """One router process: the outside world around a RouterServer, until it is told to stop."""
 
 import asyncio
-import gc
 import random
 import signal
 import time
@@ -17,7 +16,7 @@ from router.config import RouterSettings
 from router.link_transport import LinkTransport
 from router.report import Identity
 from router.server import RouterServer, World
-from stoker_common import metrics, tracing
+from stoker_common import memory, metrics, tracing
 from stoker_common.link.client import LinkRules
 
 # While it is entered the process is known to its clients; it says by the event that the process listens.
@@ -61,7 +60,7 @@ async def serve(settings: RouterSettings, place: Place, announce: Announce, leav
         scraped = None
         if settings.metrics_port >= 0:
             scraped = metrics.serve(server.registry, settings.metrics_host, settings.metrics_port)
-        _settle_memory()
+        memory.settle()
         try:
             async with announce(consul, server, scraped) as listening:
                 await server.run(listening)
@@ -69,13 +68,3 @@ async def serve(settings: RouterSettings, place: Place, announce: Announce, leav
             if scraped is not None:
                 scraped.close()
             traces.shutdown()
-
-
-def _settle_memory() -> None:
-    """What is there now stays until the end: the garbage collector need not look at it again, nor so often at the rest.
-
-    By default it looks after every 700 objects kept, which a few hundred streams make in a step.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)

@@ -13,6 +13,7 @@ import msgspec
 import psutil
 import torch
 import vllm
+import vllm.envs
 import zmq
 from vllm import SamplingParams
 from vllm.config import KVEventsConfig
@@ -265,6 +266,13 @@ class Facts:
     v2_runner: bool
     thinking: bool
     sleeps: bool
+
+
+def settle_environment() -> None:
+    """Its variables are read once from here on, as vLLM's own processes do: each token's statistics ask for one."""
+    enable = getattr(vllm.envs, "enable_envs_cache", None)
+    if enable is not None:
+        enable()
 
 
 def facts(llm: AsyncLLM) -> Facts:

@@ -77,6 +77,7 @@ class VllmEngine:
                 f"vLLM could not load {settings.model!r}: {type(error).__name__}: {error}. "
                 "Its own log, on standard error, says more; less memory: vllm_max_model_len, vllm_kv_cache_memory_bytes"
             ) from error
+        vllm_api.settle_environment()
         facts = vllm_api.facts(self._llm)
         # Copies the tokenizer: half a second in which the loop would keep other models' streams waiting.
         self._prompts = await asyncio.to_thread(PromptEncoder, self._llm.get_tokenizer(), facts.max_model_tokens)
