@@ -37,8 +37,9 @@ class Account:
     own_whole_tokens: int = 0
     new_streams: int = 0
     new_prompt_tokens: int = 0
-    # Our requests without a first token yet, and since when the foremost of them can have been computed.
-    own_waiting: int = 0
+    # Prompt tokens of our requests without a first token yet, by request, the foremost first; and since when that one
+    # can have been computed.
+    own_waiting: dict["Booking", int] = field(default_factory=dict)
     computing_since_s: float = 0.0
     # How many streams of other routers there are for each of ours, over all endpoints.
     peers: float = 0.0
@@ -80,7 +81,7 @@ class Account:
         """
         if not self.own_waiting:
             return 0.0
-        foremost = self.own_prompt_tokens / self.own_waiting
+        foremost = next(iter(self.own_waiting.values()))
         worked = (now_s - self.computing_since_s) * prefill_tokens_per_second - self.others_prompt_tokens
         return max(0.0, foremost - abs(worked - foremost))
 
@@ -104,7 +105,7 @@ class Booking:
         self._open = self._waits = True
         if not account.own_waiting:
             account.computing_since_s = now_s
-        account.own_waiting += 1
+        account.own_waiting[self] = prompt_tokens
         account.own_streams += 1
         account.own_prompt_tokens += prompt_tokens
         account.own_whole_tokens += self._whole_tokens
@@ -116,8 +117,9 @@ class Booking:
         if not self._waits:
             return
         self._waits = False
-        self._account.own_waiting -= 1
-        self._account.computing_since_s = self._ledger.now_s
+        if next(iter(self._account.own_waiting)) is self:
+            self._account.computing_since_s = self._ledger.now_s  # what is behind it has its turn
+        del self._account.own_waiting[self]
         self._account.own_prompt_tokens -= self._waiting_tokens
         self._account.own_whole_tokens -= self._whole_tokens
 

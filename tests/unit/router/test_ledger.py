@@ -90,6 +90,20 @@ def test_our_foremost_prompt_is_worked_on_until_its_first_token_and_those_behind
     assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(100)
 
 
+def test_the_foremost_prompt_is_worked_on_at_its_own_length() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    long, short = ledger.book(KEY, 1000), ledger.book(KEY, 100)
+    clock.advance(1.5)
+    account = ledger.accounts[KEY]
+    assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(250 + 100)
+    # One behind it that is over takes nothing of it.
+    short.close()
+    assert account.waiting_prompt_tokens(clock(), 500) == pytest.approx(250)
+    long.close()
+    assert account.waiting_prompt_tokens(clock(), 500) == 0
+
+
 def test_a_prompt_that_is_late_counts_as_not_computed_the_later_the_more() -> None:
     clock = FakeClock()
     ledger = Ledger(clock)
@@ -108,7 +122,7 @@ def test_what_was_idle_has_computed_nothing_of_the_next_prompt() -> None:
     ledger.book(KEY, 300).close()
     clock.advance(60)
     ledger.book(KEY, 300)
-    assert ledger.accounts[KEY].own_waiting == 1
+    assert len(ledger.accounts[KEY].own_waiting) == 1
     assert ledger.accounts[KEY].waiting_prompt_tokens(clock(), 500) == 300
 
 
