@@ -43,17 +43,18 @@ class Sample:
         return (self.predicted_ms - self.actual_ms) / self.actual_ms
 
 
-def sample(cost: Cost, predicted_ms: float, actual_ms: float, timings: inference_pb2.Timings) -> Sample:
-    """What a finished request shows. `predicted_ms` is what of the cost lies before the first token, with the way."""
+def sample(cost: Cost, predicted_ms: float, way_ms: float, actual_ms: float, timings: inference_pb2.Timings) -> Sample:
+    """What a finished request shows. `predicted_ms` is what of the cost lies before the first token, with `way_ms`,
+    less what is done of what waits there."""
     if not timings.HasField("prefill"):
         return Sample(predicted_ms, actual_ms)
     load, queue, prefill = (each.ToNanoseconds() / 1e6 for each in (timings.load, timings.queue, timings.prefill))
-    queue_ms = cost.queue_ms + cost.ramp_ms
+    queue_ms = predicted_ms - cost.ready_ms - cost.prefill_ms - way_ms
     terms = {
         "ready": Term(cost.ready_ms, load),
         "queue": Term(queue_ms, queue),
         "prefill": Term(cost.prefill_ms, prefill),
-        "rest": Term(predicted_ms - cost.ready_ms - queue_ms - cost.prefill_ms, actual_ms - load - queue - prefill),
+        "rest": Term(way_ms, actual_ms - load - queue - prefill),
     }
     return Sample(predicted_ms, actual_ms, terms)
 

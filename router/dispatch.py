@@ -9,6 +9,7 @@ from router.calibration import sample
 from router.errors import EndpointError, Fault
 from router.flight import Flight
 from router.learned import Learned
+from router.ledger import NOTHING
 from router.policy import Chosen
 from router.request import Request
 from router.scorers import first_token_ms
@@ -36,7 +37,11 @@ class Dispatch:
         self._try = flight.begin(chosen)
         # What lies before the first token, with the way, at home too; the rest of the cost lies behind it.
         way_ms = learned.ways.ms.get(self._member.endpoint.zone, 0.0)
-        self._try.predicted_ms = first_token_ms(self._cost, way_ms)
+        account = learned.ledger.accounts.get(self._member.key, NOTHING)
+        rate = account.load.prefill_tokens_per_second
+        computed_ms = account.computed_tokens(flight.clock(), rate) / rate * 1e3 if rate else 0.0
+        self._way_ms = way_ms
+        self._try.predicted_ms = first_token_ms(self._cost, way_ms) - computed_ms
         self._started = False
         self._finished = False
 
@@ -73,7 +78,7 @@ class Dispatch:
         if self._try.waited_ms is not None:
             server_ms = finished.timings.ttft.ToNanoseconds() / 1e6
             self._learned.ways.observe(self._member.endpoint.zone, self._try.waited_ms, server_ms)
-            seen = sample(self._cost, self._try.predicted_ms, self._try.waited_ms, finished.timings)
+            seen = sample(self._cost, self._try.predicted_ms, self._way_ms, self._try.waited_ms, finished.timings)
             self._learned.calibration.observe(key, self._request.model, seen)
             self._flight.sample = seen
 

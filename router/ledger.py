@@ -66,15 +66,14 @@ class Account:
         return (1 - OWN_VIEW) * (reported + self.peers * new) + OWN_VIEW * self.peers * own
 
     def waiting_prompt_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
-        """Prompt tokens to be computed before a request sent now: what waits has been worked on, the others' since the
-        report, ours since the first token before."""
+        """Prompt tokens to be computed before a request sent now: the others' have been worked on since the report."""
         since = max(0.0, now_s - self.reported_at_s)
         others = max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
-        own = self.own_prompt_tokens - self._computed(now_s, prefill_tokens_per_second)
-        return own + self._others(others, self.new_prompt_tokens, own)
+        return self.own_prompt_tokens + self._others(others, self.new_prompt_tokens, self.own_prompt_tokens)
 
-    def _computed(self, now_s: float, prefill_tokens_per_second: float) -> float:
-        """How much of our foremost prompt is computed by now; the others' of the last report came before it.
+    def computed_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
+        """How much of our foremost prompt is computed by now, since the first token before; the others' of the last
+        report came before it. For predictions: a pick that takes it off the queue is too bold (docs/adr/0129).
 
         Once it should be whole and there is still no first token, the less is believed to be computed the later it is:
         a server that stands still must not look as if it had nothing left to do.

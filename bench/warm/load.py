@@ -141,6 +141,8 @@ def told(finished: inference_pb2.Finished) -> Row:
         load, queue, prefill = (each.ToNanoseconds() / 1e6 for each in (timings.load, timings.queue, timings.prefill))
         queue_ms = cost.queue_ms + cost.ramp_ms
         predicted_rest_ms = last.pick.first_token_ms - cost.ready_ms - queue_ms - cost.prefill_ms
+        if predicted_rest_ms < 0:  # what was computed by then of what waited
+            queue_ms, predicted_rest_ms = queue_ms + predicted_rest_ms, 0.0
         row["predicted_ms"], row["actual_ms"] = round(last.pick.first_token_ms, 2), round(actual_ms, 2)
         row["terms"] = {
             "ready": [round(cost.ready_ms, 2), round(load, 2)],
