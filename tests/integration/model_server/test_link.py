@@ -102,16 +102,17 @@ async def test_a_link_whose_streams_are_cancelled_all_the_time_still_says_that_i
 
 async def test_a_step_of_the_engine_is_one_message_whatever_its_size() -> None:
     """vLLM's own way would be two for more than 128 streams (docs/adr/0073)."""
-    streams, tokens = 200, 60
+    # Many more steps than it takes a busy machine to start all streams.
+    streams, tokens = 200, 120
     # Slow steps, so that a busy machine does not run two into one.
     many = SimSettings(load_ms=0.0, step_base_ms=100.0, step_per_stream_ms=0.0, max_streams=256)
     async with attached(many) as link:
         for stream_id in range(1, streams + 1):
             await link.start(stream_id, tokens)
-        await until(lambda: all(any(output.last for output in link.outputs(i)) for i in (1, streams)), within_s=30.0)
+        await until(lambda: all(any(output.last for output in link.outputs(i)) for i in (1, streams)), within_s=60.0)
         full = [message.step for _, message in link.heard if len(message.step.outputs) == streams]
         of = {step.step for step in full}
         parts = [message.step for _, message in link.heard if message.step.step in of and message.step.outputs]
         # All but the first steps, with which streams came, and the last ones, with which they went.
-        assert len(of) >= 20
+        assert len(of) >= 40
         assert len(parts) == len(of)
