@@ -105,6 +105,41 @@ class Server:
                 self._process.wait()
 
 
+class RouterProcess:
+    """A router, started again by us at the same address when it ended."""
+
+    def __init__(self, name: str, consul: str, flags: Sequence[str], folder: Path) -> None:
+        (port,) = free_ports(1)
+        self.address = f"127.0.0.1:{port}"
+        self._command = [
+            *(sys.executable, "-m", "router", "--zone", _ZONE, "--listen-port", str(port), "--metrics-port", "-1"),
+            *("--router-id", name, "--consul-address", consul, *flags),
+        ]
+        self._log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """A new life, once the last one is over."""
+        self.wait()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Until it has ended, if it ever began."""
+        if self._process is not None:
+            self._process.wait()
+
+
 @dataclass(frozen=True)
 class Mesh:
     """A running mesh. `channel` is to the first router; `routers` are the addresses of all, by name."""
@@ -112,6 +147,7 @@ class Mesh:
     channel: grpc.aio.Channel
     servers: Mapping[str, Server]
     routers: Mapping[str, str] = field(default_factory=dict)
+    processes: Mapping[str, "RouterProcess"] = field(default_factory=dict)
 
     async def usable(self) -> frozenset[str]:
         """The servers that the router would choose. None while it does not answer."""
@@ -161,20 +197,14 @@ async def running(
             held.callback(server.stop)
         for server in servers.values():
             held.callback(server.terminate)  # all at once, before each is waited for
-        addresses: dict[str, str] = {}
-        for name, flags in (routers or {"router": ()}).items():
-            (port,) = free_ports(1)
-            command = [
-                *(sys.executable, "-m", "router", "--zone", _ZONE, "--listen-port", str(port), "--metrics-port", "-1"),
-                *("--router-id", name, "--consul-address", consul, *flags),
-            ]
-            with (folder / f"{name}.log").open("wb") as log:
-                router = subprocess.Popen(  # noqa: ASYNC220 - at once
-                    command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-                )
-            held.callback(router.wait)
-            held.callback(router.terminate)
-            addresses[name] = f"127.0.0.1:{port}"
+        processes = {
+            name: RouterProcess(name, consul, flags, folder) for name, flags in (routers or {"router": ()}).items()
+        }
+        for process in processes.values():
+            process.start()
+            held.callback(process.wait)
+            held.callback(process.terminate)
+        addresses = {name: process.address for name, process in processes.items()}
         first = next(iter(addresses.values()))
         channel = grpc.aio.insecure_channel(first, options=client_options())
-        yield Mesh(await held.enter_async_context(channel), servers, addresses)
+        yield Mesh(await held.enter_async_context(channel), servers, addresses, processes)
