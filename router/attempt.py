@@ -7,6 +7,7 @@ from discovery.endpoint import Endpoint, Load, Residency
 from router.interrupt import Interrupt
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2, worker_link_pb2
 from stoker_common.link.state import LinkState
+from stoker_common.link.stream import Relay
 from stoker_common.parts import only_deltas
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -51,8 +52,12 @@ class Transport(Protocol):
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         """Generate there. Closing the generator aborts the generation on the endpoint, and so does `interrupt`.
+
+        While the next part is waited for, output may go to `relay` instead, in order. A transport that does not count
+        tokens as they come leaves it alone.
 
         Raises EndpointError, whose fault says what the failure tells of the endpoint.
         """

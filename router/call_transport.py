@@ -24,6 +24,7 @@ from stoker.v1 import (
 )
 from stoker_common import status
 from stoker_common.channel import MAX_REQUEST_BYTES, client_options
+from stoker_common.link.stream import Relay
 from stoker_common.refusal import exhausted
 
 _METHOD = "/stoker.v1.InferenceService/GenerateStream"
@@ -46,6 +47,7 @@ class CallTransport:
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         """See `Transport`."""
         key = (endpoint.server, endpoint.epoch)

@@ -133,7 +133,8 @@ class ClientLink:
     async def _serve(self, start: Start) -> None:
         if self._leaving:
             raise _leaves()
-        async with aclosing(self._entry.generate(start.generation, start.remaining_s, start.parent)) as parts:
+        share = _Share(self._outbox, start.stream_id)
+        async with aclosing(self._entry.generate(start.generation, start.remaining_s, start.parent, share)) as parts:
             async for data in parts:
                 self._outbox.put(start.stream_id, data, 0)
 
@@ -142,6 +143,20 @@ class ClientLink:
             raise _leaves()
         response = await self._entry.route(ask.request, ask.remaining_s, ask.parent)
         self._outbox.put(ask.stream_id, response.SerializeToString(), 0)
+
+
+class _Share:
+    """A `Sink`: one stream's share of the next step."""
+
+    __slots__ = ("_outbox", "_stream_id")
+
+    def __init__(self, outbox: Outbox, stream_id: int) -> None:
+        self._outbox = outbox
+        self._stream_id = stream_id
+
+    def put(self, part: bytes) -> bool:
+        """See `Sink`."""
+        return self._outbox.offer(self._stream_id, part, 0)
 
 
 def _leaves() -> Refusal:

@@ -53,17 +53,20 @@ class Dispatch:
         return self
 
     def received(self, part: Part, ago_s: float = 0.0) -> bool:
-        """A part came, so long ago. Whether it is the one that tells how the generation started. Runs once a token."""
+        """A part came, so long ago. Whether it is the one that tells how the generation started."""
         first = not part.plain and part.message.HasField("started")
         if first:
             self._began(part.message.started)
         if not self._started and (part.plain or part.message.deltas):
-            self._started = True
-            self._booking.first_token()
-            self._expected.close()
             self._answered(ago_s)
         self._flight.received(part)
         return first
+
+    def relayed(self, data: bytes, tokens: int) -> None:
+        """A part of nothing but output was passed on, with so many tokens. Runs once a token."""
+        if not self._started:
+            self._answered(0.0)
+        self._flight.relayed(data, tokens)
 
     def finished(self, message: inference_pb2.GenerateStreamResponse, ago_s: float = 0.0) -> None:
         """The last part came, so long ago."""
@@ -103,6 +106,10 @@ class Dispatch:
             breakers.undecided(key, self._try.began_s)
 
     def _answered(self, ago_s: float) -> None:
+        """The first token came, so long ago."""
+        self._started = True
+        self._booking.first_token()
+        self._expected.close()
         breakers, key, since_s = self._learned.breakers, self._member.key, self._try.began_s
         breakers.answered(key, since_s)
         if self._try.resume_mode != endpoint_pb2.RESUME_MODE_REPLAY:  # a replay decodes before it says anything

@@ -7,6 +7,7 @@ from opentelemetry.context import Context
 
 from router.direct import Direct
 from router.router import Router
+from router.sink import Sink
 from stoker.v1 import generation_pb2, router_pb2
 from stoker_common.clock import Clock
 from stoker_common.validate import check_generation
@@ -21,14 +22,19 @@ class Entry:
         self._clock = clock
 
     def generate(
-        self, generation: generation_pb2.Generation, remaining_s: float | None, parent: Context
+        self,
+        generation: generation_pb2.Generation,
+        remaining_s: float | None,
+        parent: Context,
+        sink: Sink | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """The answer's serialised parts. `remaining_s` is what the caller's deadline leaves, None without one.
+        """The answer's serialised parts. `remaining_s` is what the caller's deadline leaves, None without one. Output
+        that comes while the next part is waited for goes to `sink` instead, as long as that has room.
 
         Raises Refusal, at once or while it is read. Closing it cancels the request.
         """
         deadline_s = self._checked(generation, remaining_s)
-        return self._router.generate(generation, deadline_s, parent)
+        return self._router.generate(generation, deadline_s, parent, sink)
 
     async def route(
         self, request: router_pb2.RouteRequest, remaining_s: float | None, parent: Context

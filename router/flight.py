@@ -76,13 +76,19 @@ class Flight:
         return attempt
 
     def received(self, part: Part) -> None:
-        """A part came. Runs once a token."""
+        """A part came."""
         if part.plain:
-            self.transcript.append(part.data)
-            tokens = part.tokens
+            self.relayed(part.data, part.tokens)
         else:
             self.transcript.add(part.message)
-            tokens = sum(len(delta.token_ids) for delta in part.message.deltas)
+            self._count(sum(len(delta.token_ids) for delta in part.message.deltas))
+
+    def relayed(self, data: bytes, tokens: int) -> None:
+        """A part of nothing but output came, with so many tokens. Runs once a token."""
+        self.transcript.append(data)
+        self._count(tokens)
+
+    def _count(self, tokens: int) -> None:
         if not tokens:
             return
         now_s = self.clock()

@@ -17,6 +17,7 @@ from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
+from stoker_common.link.stream import Relay
 from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.parts import tokens_in
 from stoker_common.refusal import unavailable
@@ -69,6 +70,7 @@ class LinkTransport:
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         """See `Transport`."""
         key = (endpoint.server, endpoint.epoch)
@@ -85,6 +87,8 @@ class LinkTransport:
             return
         stream_id, stream = link.open(asked, timeout_s, metadata)
         interrupt.bind(stream.fail, stream.waiting)
+        if relay is not None:
+            stream.relay(relay)
         try:
             while (data := await stream.take()) is not None:
                 yield Part(data, tokens=stream.tokens)

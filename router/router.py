@@ -30,6 +30,7 @@ from router.request import Request
 from router.resume import ResumeRules
 from router.retry_budget import RetryBudget
 from router.running import Running
+from router.sink import Sink
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import deadline_exceeded, unavailable
@@ -88,10 +89,15 @@ class Router:
         self.running = Running()
 
     async def generate(
-        self, generation: generation_pb2.Generation, deadline_s: float | None, parent: Context
+        self,
+        generation: generation_pb2.Generation,
+        deadline_s: float | None,
+        parent: Context,
+        sink: Sink | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """The answer's serialised parts, as they come. `deadline_s`: the clock's reading at the caller's deadline;
-        `parent`: the caller's trace.
+        `parent`: the caller's trace. With `sink`, output that comes while the next part is waited for may go there
+        instead.
 
         Closing the generator cancels the request and aborts what runs for it. Raises Refusal.
         """
@@ -99,7 +105,7 @@ class Router:
         with self._flying(flight, generation.model, parent):
             request = self.picks.describe(generation)
             flight.model = request.model
-            async with aclosing(self._failover(request, generation, flight, deadline_s)) as parts:
+            async with aclosing(self._failover(request, generation, flight, deadline_s, sink)) as parts:
                 async for data in parts:
                     yield data
 
@@ -146,6 +152,7 @@ class Router:
         generation: generation_pb2.Generation,
         flight: Flight,
         deadline_s: float | None,
+        sink: Sink | None,
     ) -> AsyncGenerator[bytes, None]:
         """Try endpoints until one has answered to the end or nothing is left to try.
 
@@ -184,7 +191,8 @@ class Router:
             key = chosen.candidate.holder.member.key
             tried.add(key)
             try:
-                async with aclosing(self._attempt(priced, generation, asked, chosen, flight, deadline_s)) as parts:
+                attempt = self._attempt(priced, generation, asked, chosen, flight, deadline_s, sink)
+                async with aclosing(attempt) as parts:
                     async for data in parts:
                         yield data
                 return
@@ -231,6 +239,7 @@ class Router:
         chosen: Chosen,
         flight: Flight,
         deadline_s: float | None,
+        sink: Sink | None,
     ) -> AsyncGenerator[bytes, None]:
         """One attempt on one endpoint, booked and accounted for. Raises EndpointError."""
         timeout_s = None if deadline_s is None else deadline_s - self._clock()
@@ -252,7 +261,9 @@ class Router:
                 this = flight.tries[-1]
                 span.set_attribute("stoker.first_token_ms.expected", this.predicted_ms)
                 metadata = inject() + self._ticket(asked, endpoint)
-                async with aclosing(self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt)) as parts:
+                relay = None if sink is None else partial(_relayed, sink.put, dispatch.relayed)
+                parts = self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt, relay)
+                async with aclosing(parts):
                     async for part in parts:
                         finished = not part.plain and part.message.HasField("finished")
                         if interrupt.error is not None and not finished:
@@ -291,3 +302,11 @@ class Router:
                 flight.outcome = "ok"
             finally:
                 over(flight, self._metrics)
+
+
+def _relayed(put: Callable[[bytes], bool], account: Callable[[bytes, int], None], data: bytes, tokens: int) -> bool:
+    """Pass output straight on, if there is room. Runs once a token."""
+    if not put(data):
+        return False
+    account(data, tokens)
+    return True

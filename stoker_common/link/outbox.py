@@ -45,14 +45,27 @@ class Outbox:
         self._filled = asyncio.Event()
 
     def put(self, stream_id: int, chunk: bytes, tokens: int) -> None:
-        """A stream got a chunk. Runs once a token. Raises Refusal when too much of the stream waits unread."""
+        """A stream got a chunk. Raises Refusal when too much of the stream waits unread."""
+        if self.offer(stream_id, chunk, tokens):
+            return
         pending, size = self._of(stream_id), len(chunk)
-        if pending.bytes + size > self._stream_bytes:
-            if pending.chunks:
-                raise _too_slow(pending.bytes + size)
-            # Logprobs of a long prompt come in one part, however well it is read.
-            if size > LARGEST_CHUNK_BYTES:
-                raise _too_large(size)
+        if pending.chunks:
+            raise _too_slow(pending.bytes + size)
+        # Logprobs of a long prompt come in one part, however well it is read.
+        if size > LARGEST_CHUNK_BYTES:
+            raise _too_large(size)
+        self._add(pending, chunk, tokens)
+
+    def offer(self, stream_id: int, chunk: bytes, tokens: int) -> bool:
+        """A stream got a chunk. Runs once a token. False, and not taken, when too much of the stream waits unread."""
+        pending = self._of(stream_id)
+        if pending.bytes + len(chunk) > self._stream_bytes:
+            return False
+        self._add(pending, chunk, tokens)
+        return True
+
+    def _add(self, pending: _Pending, chunk: bytes, tokens: int) -> None:
+        size = len(chunk)
         pending.bytes += size
         self._bytes += size
         pending.chunks.append(chunk)

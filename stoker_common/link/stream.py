@@ -1,10 +1,14 @@
 """One generation on a link: a buffer between the link, which must never wait, and a client, which may."""
 
 import asyncio
+from collections.abc import Callable
 
 from stoker_common.link.state import Cause, LinkError
-from stoker_common.parts import joined
+from stoker_common.parts import joined, only_deltas
 from stoker_common.refusal import exhausted
+
+# Takes a part of nothing but output at once, with the tokens in it; False if it has no room.
+Relay = Callable[[bytes, int], bool]
 
 
 class LinkStream:
@@ -14,7 +18,18 @@ class LinkStream:
     messages, not more memory.
     """
 
-    __slots__ = ("_bytes", "_chunks", "_error", "_last", "_limit_bytes", "_tokens", "_waiter", "idle_looks", "tokens")
+    __slots__ = (
+        "_bytes",
+        "_chunks",
+        "_error",
+        "_last",
+        "_limit_bytes",
+        "_relay",
+        "_tokens",
+        "_waiter",
+        "idle_looks",
+        "tokens",
+    )
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -24,18 +39,32 @@ class LinkStream:
         self._last = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._relay: Relay | None = None
         # In the piece that was taken last, as its server counted them.
         self.tokens = 0
         # How often in a row its server said that the stream runs and gets nothing.
         self.idle_looks = 0
 
+    def relay(self, relay: Relay) -> None:
+        """From now on, output that finds its reader waiting goes to `relay` instead, and the reader sleeps on: it has
+        taken all before it, so that nothing is overtaken."""
+        self._relay = relay
+
     def put(self, chunk: bytes, tokens: int = 0) -> bool:
-        """A chunk came, with so many tokens in it.
+        """A chunk came, with so many tokens in it. Runs once a token.
 
         False if the client is too far behind: the stream has failed, and its server should know. A chunk that finds
         nothing waiting is taken whatever its size: a long prompt's logprobs come in one.
         """
         self.idle_looks = 0
+        waiter = self._waiter
+        if self._relay is not None and waiter is not None and not waiter.done() and only_deltas(chunk):
+            try:
+                if self._relay(chunk, tokens):
+                    return True
+            except Exception as error:  # this stream's, and none of the link's, which calls this
+                self.fail(error)
+                return True
         self._bytes += len(chunk)
         if self._bytes > self._limit_bytes and self._chunks:
             message = f"the client has not read {self._bytes} bytes of its answer; read faster, or ask for less"

@@ -30,6 +30,7 @@ from stoker_common.fold import Fold
 from stoker_common.link.client import LinkRules
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.state import LinkState
+from stoker_common.link.stream import Relay
 from stoker_common.refusal import Code, unavailable
 from tests.fakes.fleet import FAST, FleetServer, running_server, server_settings
 from tests.fakes.inference import generation
@@ -69,8 +70,9 @@ class Way:
         timeout_s: float | None = None,
         endpoint: Endpoint | None = None,
         interrupt: Interrupt | None = None,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
-        return self.transport.attempt(endpoint or self.endpoint, asked, timeout_s, (), interrupt or Interrupt())
+        return self.transport.attempt(endpoint or self.endpoint, asked, timeout_s, (), interrupt or Interrupt(), relay)
 
     def cached(self, _: Endpoint, digest: CacheDigest) -> bool:
         """Takes what is announced."""
@@ -145,6 +147,36 @@ async def test_an_answer_comes_whole_and_in_order(kind: str) -> None:
         assert again.outputs[0].text == answers[7].outputs[0].text
         assert again.finished.usage.completion_tokens == 30
         await until(up.idle)
+
+
+@kinds
+@pytest.mark.parametrize("has_room", [1.0, 0.5])
+async def test_what_is_relayed_and_what_is_not_are_the_answer_in_order(kind: str, has_room: float) -> None:
+    rng = random.Random(3)
+    async with way(kind) as up:
+        whole = await up.ask(generation(max_tokens=200))
+        fold, relayed, tokens = Fold(), 0, 0
+
+        def relay(data: bytes, count: int) -> bool:
+            nonlocal relayed, tokens
+            if rng.random() >= has_room:
+                return False
+            part = inference_pb2.GenerateStreamResponse.FromString(data)
+            assert not part.HasField("started")
+            assert not part.HasField("finished")
+            fold.add(part)
+            relayed += 1
+            tokens += count
+            return True
+
+        async with aclosing(up.attempt(generation(max_tokens=200), relay=relay)) as parts:
+            async for part in parts:
+                fold.add(inference_pb2.GenerateStreamResponse.FromString(part.data))
+                tokens += part.tokens
+        assert fold.response().outputs == whole.outputs
+        if kind == "links":
+            assert relayed > 0
+            assert tokens == 200
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "a server of before"])

@@ -11,6 +11,7 @@ from opentelemetry.context import Context
 
 from router.client_link import ClientLink
 from router.entry import Entry
+from router.sink import Sink
 from stoker.v1 import generation_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.link.outbox import Outbox
@@ -53,6 +54,7 @@ class FakeEntry:
 
     def __init__(self) -> None:
         self.feeds: dict[str, asyncio.Queue[bytes | None]] = {}
+        self.sinks: dict[str, Sink] = {}
         self.closed: list[str] = []
 
     async def route(
@@ -64,9 +66,10 @@ class FakeEntry:
         return router_pb2.RouteResponse(server=f"for {request.generation.request_id}")
 
     async def generate(
-        self, generation: generation_pb2.Generation, remaining_s: float | None, parent: Context
+        self, generation: generation_pb2.Generation, remaining_s: float | None, parent: Context, sink: Sink
     ) -> AsyncGenerator[bytes, None]:
         """See Entry."""
+        self.sinks[generation.request_id] = sink
         feed = self.feeds.setdefault(generation.request_id, asyncio.Queue())
         try:
             while (data := await feed.get()) is not None:
@@ -134,6 +137,32 @@ async def test_a_client_that_does_not_read_loses_the_stream_that_is_too_far_behi
         await until(lambda: any(output.last for output in link.context.outputs(2)))
         assert b"".join(output.chunk for output in link.context.outputs(2)) == b"y" * 100 + b"z"
         assert not any(output.HasField("error") for output in link.context.outputs(2))
+
+
+async def test_what_is_put_in_at_once_goes_out_in_order_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with up(monkeypatch) as link:
+        feed = await link.start(1)
+        feed.put_nowait(b"a")
+        await until(lambda: len(link.context.outputs(1)) == 1)
+        assert link.entry.sinks["r1"].put(b"b")
+        feed.put_nowait(b"c")
+        feed.put_nowait(None)
+        await until(lambda: any(output.last for output in link.context.outputs(1)))
+        assert b"".join(output.chunk for output in link.context.outputs(1)) == b"abc"
+
+
+async def test_of_a_client_that_does_not_read_no_more_is_put_in_than_its_stream_may_have_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with up(monkeypatch, stream_bytes=1000) as link:
+        await link.start(1)
+        link.context.reads.clear()
+        sink = link.entry.sinks["r1"]
+        assert [sink.put(b"x" * 400) for _ in range(3)] == [True, True, False]
+        link.context.reads.set()
+        await until(lambda: len(link.context.outputs(1)) == 1)
+        assert link.context.outputs(1)[0].chunk == b"x" * 800
+        assert sink.put(b"x" * 400)
 
 
 async def test_a_cancelled_stream_is_closed_and_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:

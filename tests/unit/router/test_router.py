@@ -32,11 +32,14 @@ from router.room import RoomRules, Rooms
 from router.router import RetryRules, Router
 from router.scorers import Rates
 from router.sessions import Sessions
+from router.sink import Sink
 from router.sizing import Sizing
 from router.ways import Ways
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
+from stoker_common.link.stream import Relay
+from stoker_common.parts import only_deltas
 from stoker_common.refusal import Code, Refusal, exhausted, invalid, unavailable
 from stoker_common.resuming import MODES
 from stoker_common.resuming import continuation as continuation_exactness
@@ -110,6 +113,7 @@ class Scripted:
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         self.asked.append(endpoint.server)
         self.requests.append(generation)
@@ -121,7 +125,9 @@ class Scripted:
                 await self.held.wait()
                 if isinstance(step, Exception):
                     raise step
-                yield Part(step.SerializeToString(), step)
+                data, tokens = step.SerializeToString(), sum(len(delta.token_ids) for delta in step.deltas)
+                if relay is None or not only_deltas(data) or interrupt.error is not None or not relay(data, tokens):
+                    yield Part(data, step)
         finally:
             self.closed.append(endpoint.server)
 
@@ -163,6 +169,21 @@ class Scripted:
     async def reached(self, within_s: float) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class EverySecond:
+    """A Sink that has room for every second part."""
+
+    def __init__(self, fold: Fold) -> None:
+        self._fold = fold
+        self._offered = 0
+
+    def put(self, part: bytes) -> bool:
+        self._offered += 1
+        if self._offered % 2:
+            return False
+        self._fold.add(Message.FromString(part))
+        return True
 
 
 class Bench:
@@ -209,17 +230,19 @@ class Bench:
             retry=RetryRules(),
         )
 
-    def parts(self, deadline_s: float | None = None, model: str = MODEL, **fields: Any) -> AsyncGenerator[bytes, None]:
+    def parts(
+        self, deadline_s: float | None = None, model: str = MODEL, sink: Sink | None = None, **fields: Any
+    ) -> AsyncGenerator[bytes, None]:
         asked = generation_pb2.Generation(
             model=model, text="x" * 400, request_id="r", session=generation_pb2.Session(id="s"), **fields
         )
-        return self.router.generate(asked, deadline_s, Context())
+        return self.router.generate(asked, deadline_s, Context(), sink)
 
     async def ask(
         self, deadline_s: float | None = None, model: str = MODEL, **fields: Any
     ) -> inference_pb2.GenerateResponse:
         fold = Fold()
-        async with aclosing(self.parts(deadline_s, model, **fields)) as parts:
+        async with aclosing(self.parts(deadline_s, model, EverySecond(fold), **fields)) as parts:
             async for data in parts:
                 fold.add(Message.FromString(data))
         return fold.response()
@@ -265,8 +288,9 @@ class Timed(Scripted):
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
             async for part in parts:
                 if part.message.HasField("started"):
                     self._clock.advance(0.25)
@@ -369,9 +393,10 @@ class Booked(Scripted):
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         self.booked.append(self.bench.learned.ledger.accounts[key(endpoint)].own_prompt_tokens)
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
             self.bench.clock.advance(self.pause_s)
             async for part in parts:
                 yield part
@@ -410,6 +435,7 @@ class Turns(Scripted):
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         state = generation.resume
         received = len(state.outputs[0].token_ids) if state.outputs else 0
@@ -417,7 +443,7 @@ class Turns(Scripted):
         whole = [token(number) for number in range(received + 1, received + count + 1)]
         of = resuming(endpoint)
         self.scripts[endpoint.server] = [started(of), *whole, finished(10) if received + count == 10 else self._error]
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
             async for part in parts:
                 yield part
 
@@ -515,8 +541,9 @@ class Emptied(Scripted):
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
-        parts = super().attempt(endpoint, generation, timeout_s, metadata, interrupt)
+        parts = super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)
         async with aclosing(parts):
             async for part in parts:
                 if len(self.asked) == 1:

@@ -30,6 +30,7 @@ from router.server import RouterServer, World
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
 from stoker_common import tracing
 from stoker_common.link.state import LinkState
+from stoker_common.link.stream import Relay
 from stoker_common.refusal import Code, Refusal, deadline_exceeded, exhausted, unavailable
 from tests.fakes.virtual_loop import VirtualLoop
 from tests.unit.router.builders import MODEL, endpoint, key
@@ -90,6 +91,7 @@ class FakeTransport:
         timeout_s: float | None,
         metadata: Metadata,
         interrupt: Interrupt,
+        relay: Relay | None = None,
     ) -> AsyncGenerator[Part, None]:
         where, loop = key(endpoint), asyncio.get_running_loop()
         asked = self.asked.setdefault(generation.request_id, [])
