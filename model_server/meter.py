@@ -7,7 +7,7 @@ or once a second in `settle`.
 import time
 from collections.abc import Callable, Sequence
 
-from model_server.line import DecayedLine
+from stoker_common.line import DecayedLine
 
 # Shorter prompts take one step whatever their length: alone they say nothing of the rate.
 _SHORTEST_PROMPT_TOKENS = 128

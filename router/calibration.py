@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
+from router.first_tokens import Expectation
 from router.ledger import Key
-from router.scorers import Cost
 from stoker.v1 import inference_pb2
 from stoker_common.clock import Clock
 
@@ -43,20 +43,18 @@ class Sample:
         return (self.predicted_ms - self.actual_ms) / self.actual_ms
 
 
-def sample(cost: Cost, predicted_ms: float, way_ms: float, actual_ms: float, timings: inference_pb2.Timings) -> Sample:
-    """What a finished request shows. `predicted_ms` is what of the cost lies before the first token, with `way_ms`,
-    less what is done of what waits there."""
+def sample(expected: Expectation, actual_ms: float, timings: inference_pb2.Timings) -> Sample:
+    """What a finished request shows whose first token came after `actual_ms`."""
     if not timings.HasField("prefill"):
-        return Sample(predicted_ms, actual_ms)
+        return Sample(expected.total_ms, actual_ms)
     load, queue, prefill = (each.ToNanoseconds() / 1e6 for each in (timings.load, timings.queue, timings.prefill))
-    queue_ms = predicted_ms - cost.ready_ms - cost.prefill_ms - way_ms
     terms = {
-        "ready": Term(cost.ready_ms, load),
-        "queue": Term(queue_ms, queue),
-        "prefill": Term(cost.prefill_ms, prefill),
-        "rest": Term(way_ms, actual_ms - load - queue - prefill),
+        "ready": Term(expected.ready_ms, load),
+        "queue": Term(expected.queue_ms, queue),
+        "prefill": Term(expected.prefill_ms, prefill),
+        "rest": Term(expected.rest_ms, actual_ms - load - queue - prefill),
     }
-    return Sample(predicted_ms, actual_ms, terms)
+    return Sample(expected.total_ms, actual_ms, terms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class Direct:
             zone=endpoint.zone,
             epoch=endpoint.epoch,
             ticket=ticket,
-            pick=pick(chosen, flight.tries[-1].predicted_ms),
+            pick=pick(chosen, flight.tries[-1].expected),
             request_id=generation.request_id,
             resume_mode=asked.resume.mode if asked.HasField("resume") else endpoint_pb2.RESUME_MODE_UNSPECIFIED,
             reservation=reservation.id,

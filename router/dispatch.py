@@ -7,14 +7,28 @@ from discovery.messages import load_from_proto
 from router.attempt import Part
 from router.calibration import sample
 from router.errors import EndpointError, Fault
+from router.first_tokens import Expectation
 from router.flight import Flight
 from router.learned import Learned
 from router.ledger import NOTHING
-from router.policy import Chosen
+from router.policy import Candidate, Chosen
 from router.request import Request
-from router.scorers import first_token_ms
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common.refusal import unavailable
+
+
+def expect(learned: Learned, request: Request, candidate: Candidate, now_s: float) -> Expectation:
+    """When the request's first token would come if it was dispatched to the candidate now."""
+    member = candidate.holder.member
+    return learned.first_tokens.expect(
+        member.key,
+        request.model,
+        max(1, request.prompt_tokens - candidate.cost.cached_tokens),
+        candidate.cost,
+        learned.ledger.accounts.get(member.key, NOTHING),
+        learned.ways.ms.get(member.endpoint.zone, 0.0),
+        now_s,
+    )
 
 
 class Dispatch:
@@ -35,20 +49,16 @@ class Dispatch:
         self._flight = flight
         self._learned = learned
         self._try = flight.begin(chosen)
-        # What lies before the first token, with the way, at home too; the rest of the cost lies behind it.
-        way_ms = learned.ways.ms.get(self._member.endpoint.zone, 0.0)
-        account = learned.ledger.accounts.get(self._member.key, NOTHING)
-        rate = account.load.prefill_tokens_per_second
-        computed_ms = account.computed_tokens(flight.clock(), rate) / rate * 1e3 if rate else 0.0
-        self._way_ms = way_ms
-        self._try.predicted_ms = first_token_ms(self._cost, way_ms) - computed_ms
+        self._try.expected = expect(learned, request, chosen.candidate, flight.clock())
         self._started = False
         self._finished = False
 
     def __enter__(self) -> Self:
         self._expected = self._learned.caches.expect(self._member.key, self._request)
         computed = self._request.prompt_tokens - self._cost.cached_tokens
-        self._booking = self._learned.ledger.book(self._member.key, computed, self._cost.cached_tokens)
+        self._booking = self._learned.ledger.book(
+            self._member.key, computed, self._cost.cached_tokens, self._try.expected.total_ms
+        )
         self._learned.breakers.dispatched(self._member.key)
         return self
 
@@ -81,8 +91,11 @@ class Dispatch:
         if self._try.waited_ms is not None:
             server_ms = finished.timings.ttft.ToNanoseconds() / 1e6
             self._learned.ways.observe(self._member.endpoint.zone, self._try.waited_ms, server_ms)
-            seen = sample(self._cost, self._try.predicted_ms, self._way_ms, self._try.waited_ms, finished.timings)
+            seen = sample(self._try.expected, self._try.waited_ms, finished.timings)
             self._learned.calibration.observe(key, self._request.model, seen)
+            self._learned.first_tokens.told(
+                key, self._request.model, self._try.expected, self._try.waited_ms, finished.timings
+            )
             self._flight.sample = seen
 
     def require_finished(self) -> None:
@@ -116,7 +129,10 @@ class Dispatch:
             took_ms = (self._flight.clock() - ago_s - since_s) * 1e3
             breakers.timed(key, took_ms, self._cost.total_ms - self._cost.decode_ms, since_s)
             self._try.waited_ms = took_ms
-            self._flight.waited_ms, self._flight.predicted_ms = took_ms, self._try.predicted_ms
+            self._flight.waited_ms, self._flight.predicted_ms = took_ms, self._try.expected.total_ms
+            computed = self._flight.prompt_tokens - self._flight.cached_tokens
+            now_s = self._flight.clock()
+            self._learned.first_tokens.came(key, self._request.model, self._try.expected, computed, took_ms, now_s)
 
     def _began(self, started: inference_pb2.Started) -> None:
         self._try.resume_mode = started.resume_mode

@@ -11,6 +11,7 @@ from router import messages
 from router.attempt import Part
 from router.calibration import Sample
 from router.errors import EndpointError
+from router.first_tokens import NOTHING_EXPECTED, Expectation
 from router.policy import Chosen
 from stoker.v1 import endpoint_pb2, inference_pb2
 from stoker_common.clock import Clock
@@ -29,7 +30,7 @@ class Try:
     chosen: Chosen
     began_s: float
     # From its beginning to its first token: what was expected, and what came of it (None before that).
-    predicted_ms: float = 0.0
+    expected: Expectation = NOTHING_EXPECTED
     waited_ms: float | None = None
     ended_s: float | None = None
     tokens: int = 0
@@ -161,7 +162,7 @@ class Flight:
             duration=lasted,
             resume_mode=attempt.resume_mode,
             tokens=attempt.tokens,
-            pick=messages.pick(attempt.chosen, attempt.predicted_ms),
+            pick=messages.pick(attempt.chosen, attempt.expected),
         )
         if attempt.waited_ms is not None:
             told.first_token.FromNanoseconds(int(attempt.waited_ms * 1e6))

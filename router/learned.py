@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from router.caches import Caches
 from router.calibration import Calibration
 from router.ejection import Breakers
+from router.first_tokens import FirstTokens
 from router.ledger import Ledger
 from router.service_times import ServiceTimes
 from router.sizing import Sizing
@@ -22,3 +23,4 @@ class Learned:
     ways: Ways
     calibration: Calibration
     services: ServiceTimes = field(default_factory=ServiceTimes)
+    first_tokens: FirstTokens = field(default_factory=FirstTokens)

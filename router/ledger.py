@@ -37,10 +37,8 @@ class Account:
     own_whole_tokens: int = 0
     new_streams: int = 0
     new_prompt_tokens: int = 0
-    # Prompt tokens of our requests without a first token yet, by request, the foremost first; and since when that one
-    # can have been computed.
-    own_waiting: dict["Booking", int] = field(default_factory=dict)
-    computing_since_s: float = 0.0
+    # Our requests without a first token yet, the foremost first, and when each is expected to have it.
+    own_due_s: dict["Booking", float] = field(default_factory=dict)
     # How many streams of other routers there are for each of ours, over all endpoints.
     peers: float = 0.0
     others_streams: int = 0
@@ -71,18 +69,23 @@ class Account:
         others = max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
         return self.own_prompt_tokens + self._others(others, self.new_prompt_tokens, self.own_prompt_tokens)
 
-    def computed_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
-        """How much of our foremost prompt is computed by now, since the first token before; the others' of the last
-        report came before it. For predictions: a pick that takes it off the queue is too bold (docs/adr/0129).
-
-        Once it should be whole and there is still no first token, the less is believed to be computed the later it is:
-        a server that stands still must not look as if it had nothing left to do.
-        """
-        if not self.own_waiting:
+    def due_ms(self, now_s: float) -> float:
+        """Until the last of our requests there that wait for a first token is expected to have it; as much later as the
+        foremost is late. For predictions: a pick that takes off the queue what is computed by now is too bold
+        (docs/adr/0129)."""
+        if not self.own_due_s:
             return 0.0
-        foremost = next(iter(self.own_waiting.values()))
-        worked = (now_s - self.computing_since_s) * prefill_tokens_per_second - self.others_prompt_tokens
-        return max(0.0, foremost - abs(worked - foremost))
+        foremost_s = next(iter(self.own_due_s.values()))
+        return (max(self.own_due_s.values()) - min(now_s, foremost_s)) * 1e3
+
+    def came(self, booking: "Booking", now_s: float) -> None:
+        """Its first token came: those behind it are as late, or early, as it was."""
+        due_s, behind = self.own_due_s, False
+        late_s = now_s - due_s[booking]
+        for each in due_s:
+            if behind:
+                due_s[each] += late_s
+            behind = behind or each is booking
 
 
 # Read where nothing is booked, never written.
@@ -95,16 +98,14 @@ class Booking:
     __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens", "_waits", "_whole_tokens")
 
     def __init__(
-        self, ledger: "Ledger", account: Account, prompt_tokens: int, cached_tokens: int, now_s: float
+        self, ledger: "Ledger", account: Account, prompt_tokens: int, cached_tokens: int, due_s: float
     ) -> None:
         self._ledger = ledger
         self._account = account
         self._waiting_tokens = prompt_tokens
         self._whole_tokens = prompt_tokens + cached_tokens
         self._open = self._waits = True
-        if not account.own_waiting:
-            account.computing_since_s = now_s
-        account.own_waiting[self] = prompt_tokens
+        account.own_due_s[self] = due_s
         account.own_streams += 1
         account.own_prompt_tokens += prompt_tokens
         account.own_whole_tokens += self._whole_tokens
@@ -112,23 +113,25 @@ class Booking:
         account.new_prompt_tokens += prompt_tokens
 
     def first_token(self) -> None:
-        """The prompt is computed, or will not be."""
-        if not self._waits:
-            return
-        self._waits = False
-        if next(iter(self._account.own_waiting)) is self:
-            self._account.computing_since_s = self._ledger.now_s  # what is behind it has its turn
-        del self._account.own_waiting[self]
-        self._account.own_prompt_tokens -= self._waiting_tokens
-        self._account.own_whole_tokens -= self._whole_tokens
+        """It came: the prompt is computed."""
+        if self._waits:
+            self._account.came(self, self._ledger.now_s)
+            self._waits_no_more()
 
     def close(self) -> None:
         """The attempt is over, however it ended."""
         if self._open:
             self._open = False
-            self.first_token()
+            if self._waits:
+                self._waits_no_more()
             self._account.own_streams -= 1
             self._ledger.closed(self)
+
+    def _waits_no_more(self) -> None:
+        self._waits = False
+        del self._account.own_due_s[self]
+        self._account.own_prompt_tokens -= self._waiting_tokens
+        self._account.own_whole_tokens -= self._whole_tokens
 
 
 class Ledger:
@@ -161,11 +164,12 @@ class Ledger:
         """The clock's reading."""
         return self._clock()
 
-    def book(self, key: Key, prompt_tokens: int, cached_tokens: int = 0) -> Booking:
-        """Book an attempt that will compute `prompt_tokens` and find `cached_tokens` in the cache."""
+    def book(self, key: Key, prompt_tokens: int, cached_tokens: int = 0, expected_ms: float = 0.0) -> Booking:
+        """Book an attempt that will compute `prompt_tokens` and find `cached_tokens` in the cache; its first token is
+        expected after `expected_ms`."""
         self._in_flight += 1
         account = self._accounts.setdefault(key, Account())
-        return Booking(self, account, prompt_tokens, cached_tokens, self._clock())
+        return Booking(self, account, prompt_tokens, cached_tokens, self._clock() + expected_ms / 1e3)
 
     def closed(self, _booking: Booking) -> None:
         """For bookings: one is over."""

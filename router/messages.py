@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from router.calibration import Figures
+from router.first_tokens import Expectation, Line
 from router.policy import Chosen
 from router.scorers import Cost
 from stoker.v1 import inference_pb2, pick_pb2, router_pb2
@@ -21,7 +22,12 @@ def cost(of: Cost) -> pick_pb2.Cost:
     )
 
 
-def pick(chosen: Chosen, first_token_ms: float) -> pick_pb2.Pick:
+def first_token(of: Expectation) -> pick_pb2.FirstToken:
+    """When a first token is expected, as the API tells it."""
+    return pick_pb2.FirstToken(ready_ms=of.ready_ms, queue_ms=of.queue_ms, prefill_ms=of.prefill_ms, rest_ms=of.rest_ms)
+
+
+def pick(chosen: Chosen, expected: Expectation) -> pick_pb2.Pick:
     """Why a server was chosen, and when its first token was expected."""
     price = chosen.candidate.cost
     return pick_pb2.Pick(
@@ -29,22 +35,27 @@ def pick(chosen: Chosen, first_token_ms: float) -> pick_pb2.Pick:
         cost=cost(price),
         candidates=chosen.candidates,
         cached_tokens=price.cached_tokens,
-        first_token_ms=first_token_ms,
+        first_token_ms=expected.total_ms,
+        first_token=first_token(expected),
     )
 
 
-def calibration(of: Figures) -> router_pb2.Calibration:
-    """How far predictions were off, as the API tells it."""
+def calibration(of: Figures, learned: Line | None) -> router_pb2.Calibration:
+    """How far predictions were off, and what they are made of now, as the API tells it."""
     terms = [
         router_pb2.CalibrationTerm(term=name, predicted_ms=predicted_ms, actual_ms=actual_ms, off_ms=off_ms)
         for name, (predicted_ms, actual_ms, off_ms) in of.terms.items()
     ]
-    return router_pb2.Calibration(model=of.model, requests=of.requests, error=of.error, bias=of.bias, terms=terms)
+    told = router_pb2.Calibration(model=of.model, requests=of.requests, error=of.error, bias=of.bias, terms=terms)
+    if learned is not None:
+        told.base_ms = learned.base_ms
+        told.prefill_tokens_per_second = 1e3 / learned.per_token_ms if learned.per_token_ms else 0.0
+    return told
 
 
-def with_pick(data: bytes, chosen: Chosen, first_token_ms: float) -> bytes:
+def with_pick(data: bytes, chosen: Chosen, expected: Expectation) -> bytes:
     """The first part, which now says why its server was chosen."""
-    started = inference_pb2.Started(pick=pick(chosen, first_token_ms))
+    started = inference_pb2.Started(pick=pick(chosen, expected))
     return data + inference_pb2.GenerateStreamResponse(started=started).SerializeToString()
 
 

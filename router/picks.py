@@ -4,13 +4,15 @@ import random
 from collections.abc import Collection
 
 from router.adapters import settle_model
+from router.dispatch import expect
 from router.errors import EndpointError
+from router.first_tokens import Expectation
 from router.fleet import Fleet
 from router.hot import choose_hot
 from router.learned import Learned
 from router.ledger import Key
 from router.policies import RoutingPolicy
-from router.policy import Choices, Chosen, Conditions
+from router.policy import Candidate, Choices, Chosen, Conditions
 from router.readying import Readying
 from router.request import Request
 from router.room import Rooms
@@ -72,6 +74,10 @@ class Picks:
         """Every server's cost for the request, or why it is none to choose."""
         holders = self._fleet.snapshot.holders.get(request.model, NOBODY).by_key.values()
         return self._policy.weigh(request, holders, (), self._conditions(request, self._rooms))
+
+    def expect(self, request: Request, candidate: Candidate) -> Expectation:
+        """When the request's first token would come from that server."""
+        return expect(self._learned, request, candidate, self._clock())
 
     def choose(self, request: Request, tried: Collection[Key] = (), *, crowd: bool = False) -> Chosen | None:
         """The server for the request; None if none is left that can take it now.

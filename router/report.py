@@ -11,7 +11,7 @@ from router.ejection import BreakerState
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import NOTHING
-from router.messages import calibration, cost
+from router.messages import calibration, cost, first_token
 from router.picks import Picks
 from router.snapshot import Member
 from stoker.v1 import generation_pb2, model_pb2, router_pb2
@@ -89,6 +89,7 @@ class Report:
                 zone=candidate.holder.member.endpoint.zone,
                 cost=cost(candidate.cost),
                 cached_tokens=candidate.cost.cached_tokens,
+                first_token=first_token(self._picks.expect(request, candidate)),
             )
             for candidate in choices.candidates
         ]
@@ -134,5 +135,8 @@ class Report:
             excluded_by=member.absent or filters.ejected(member.key, breakers),
             breaker_cause=breakers.cause(member.key),
             share=breakers.share(member.key),
-            calibration=[calibration(each) for each in self._learned.calibration.figures(member.key)],
+            calibration=[
+                calibration(each, self._learned.first_tokens.line(member.key, each.model))
+                for each in self._learned.calibration.figures(member.key)
+            ],
         )

@@ -259,7 +259,7 @@ class Router:
                 ) as interrupt,
             ):
                 this = flight.tries[-1]
-                span.set_attribute("stoker.first_token_ms.expected", this.predicted_ms)
+                span.set_attribute("stoker.first_token_ms.expected", this.expected.total_ms)
                 metadata = inject() + self._ticket(asked, endpoint)
                 relay = None if sink is None else partial(_relayed, sink.put, dispatch.relayed)
                 parts = self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt, relay)
@@ -272,9 +272,7 @@ class Router:
                         data = part.data
                         if dispatch.received(part):
                             # The client was told once how its stream started.
-                            data = (
-                                without_started(part.message) if resumed else with_pick(data, chosen, this.predicted_ms)
-                            )
+                            data = without_started(part.message) if resumed else with_pick(data, chosen, this.expected)
                         if finished:
                             dispatch.finished(part.message)
                             if this.waited_ms is not None:

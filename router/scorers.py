@@ -29,6 +29,8 @@ class Cost(NamedTuple):
     cached_tokens: int
     # Waiting for a place where few may be taken, soon after the endpoint's return.
     ramp_ms: float = 0.0
+    # Of the queue's: waiting for a place where the batch is full.
+    full_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def cost(
         ready_ms + queue_ms + prefill_ms + decode_ms + way_ms + ramp_ms,
         cached,
         ramp_ms,
+        full_ms,
     )
 
 

@@ -237,6 +237,7 @@ class RouterServer:
         self.learned.breakers.keep({key: known[key].endpoint.zone for key in members})
         self.learned.caches.keep(members)
         self.learned.calibration.keep(members)
+        self.learned.first_tokens.keep(members)
         self.transport.keep(member.endpoint for member in self.fleet.snapshot.members.values())
 
     def _link_changed(self, endpoint: Endpoint, state: LinkState) -> None:

@@ -17,14 +17,16 @@ from discovery.endpoint import Load
 from router.admission import AdmissionRules
 from router.caches import Caches
 from router.calibration import Calibration
+from router.dispatch import expect
 from router.ejection import Breakers, EjectionRules
+from router.first_tokens import Expectation
 from router.hot import choose_hot
 from router.learned import Learned
 from router.ledger import NOTHING, Booking, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
 from router.request import Request
 from router.room import RoomRules, Rooms
-from router.scorers import Rates, first_token_ms
+from router.scorers import Rates
 from router.sessions import Sessions
 from router.sizing import Sizing
 from router.snapshot import NOBODY, Snapshot, build
@@ -57,7 +59,7 @@ class StokerProcess:
         self._rules = AdmissionRules()
         self._queues: dict[str, Waiting[Flight]] = {}
         self._places: dict[int, Place[Flight]] = {}
-        self._bookings: dict[int, tuple[Booking, Chosen]] = {}
+        self._bookings: dict[int, tuple[Booking, Chosen, Expectation]] = {}
         self._tried: dict[int, set[Key]] = {}
         self._digests = Digests()
         # Models that a server readies for this router, and servers that could not a moment ago, with until when.
@@ -91,7 +93,7 @@ class StokerProcess:
 
     def first(self, flight: Flight) -> None:
         """Its first token came."""
-        booking, chosen = self._bookings[flight.job.number]
+        booking, chosen, expected = self._bookings[flight.job.number]
         booking.first_token()
         self._arrived(flight, flight.server)
         key, now_s = (flight.server, EPOCH), self._mesh.timeline.now_s
@@ -99,17 +101,16 @@ class StokerProcess:
         self.learned.breakers.answered(key, flight.dispatched_s)
         waited_ms = (now_s - flight.dispatched_s) * 1e3
         self.learned.breakers.timed(key, waited_ms, cost.total_ms - cost.decode_ms, flight.dispatched_s)
+        computed = flight.job.prompt_tokens + flight.emitted - flight.cached_tokens
+        self.learned.first_tokens.came(key, flight.job.model, expected, computed, waited_ms, now_s)
         # A server's first answer to a request carries its load.
         server = self._mesh.servers[flight.server]
         if server.alive:
             self.learned.ledger.report(key, server.load())
-            predicted_ms = first_token_ms(cost, self.learned.ways.ms.get(server.spec.zone, 0.0))
-            if flight.attempts == 1:
-                flight.predicted_ms = predicted_ms
 
     def ended(self, flight: Flight) -> None:
         """Its last token came."""
-        booking, chosen = self._bookings.pop(flight.job.number)
+        booking, chosen, _ = self._bookings.pop(flight.job.number)
         self._tried.pop(flight.job.number, None)
         job, key, now_s = flight.job, (flight.server, EPOCH), self._mesh.timeline.now_s
         self.learned.breakers.succeeded(key, flight.dispatched_s)
@@ -212,7 +213,12 @@ class StokerProcess:
     def _dispatch(self, flight: Flight, chosen: Chosen) -> None:
         cost, key = chosen.candidate.cost, chosen.candidate.holder.member.key
         computed = flight.job.prompt_tokens + flight.emitted - cost.cached_tokens
-        self._bookings[flight.job.number] = (self.learned.ledger.book(key, computed, cost.cached_tokens), chosen)
+        request, now_s = self._request(flight), self._mesh.timeline.now_s
+        expected = expect(self.learned, request, chosen.candidate, now_s)
+        booking = self.learned.ledger.book(key, computed, cost.cached_tokens, expected.total_ms)
+        self._bookings[flight.job.number] = (booking, chosen, expected)
+        if flight.attempts == 0:
+            flight.predicted_ms = expected.total_ms
         self.learned.breakers.dispatched(key)
         if flight.job.number not in self._expected:
             self._expected.add(flight.job.number)

@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.faults_vllm.mesh import ROOT, Mesh, ServerKind, running
 from bench.turn import turn
 from bench.warm import figures, residency
-from bench.warm.figures import Window
+from bench.warm.figures import WARM_UP, Window
 from bench.warm.load import Load, Offered, Row
 from bench.warm.sessions import Shape, Words
 from stoker_client import Client, StokerError
@@ -31,7 +31,6 @@ from stoker_client import Client, StokerError
 _MODEL = Path(os.environ.get("STOKER_MODEL") or ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct")
 _POLICIES = ("stoker", "round-robin", "least-outstanding")
 _LOADED_WITHIN_S = 400.0
-WARM_UP = "warm-up"
 
 
 class Results:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from bench.warm.load import Row
 
+# The rounds before the measured ones are of this name.
+WARM_UP = "warm-up"
 TERMS = ("ready", "queue", "prefill", "rest")
 # A prediction is held to be right within this share of the actual time.
 _RIGHT = 0.25

@@ -136,18 +136,14 @@ def told(finished: inference_pb2.Finished) -> Row:
         "expected_cached_tokens": last.pick.cached_tokens,
     }
     if last.HasField("first_token") and len(finished.attempts) == 1:
-        cost, timings = last.pick.cost, finished.timings
+        expected, timings = last.pick.first_token, finished.timings
         actual_ms = last.first_token.ToNanoseconds() / 1e6
         load, queue, prefill = (each.ToNanoseconds() / 1e6 for each in (timings.load, timings.queue, timings.prefill))
-        queue_ms = cost.queue_ms + cost.ramp_ms
-        predicted_rest_ms = last.pick.first_token_ms - cost.ready_ms - queue_ms - cost.prefill_ms
-        if predicted_rest_ms < 0:  # what was computed by then of what waited
-            queue_ms, predicted_rest_ms = queue_ms + predicted_rest_ms, 0.0
         row["predicted_ms"], row["actual_ms"] = round(last.pick.first_token_ms, 2), round(actual_ms, 2)
         row["terms"] = {
-            "ready": [round(cost.ready_ms, 2), round(load, 2)],
-            "queue": [round(queue_ms, 2), round(queue, 2)],
-            "prefill": [round(cost.prefill_ms, 2), round(prefill, 2)],
-            "rest": [round(predicted_rest_ms, 2), round(actual_ms - load - queue - prefill, 2)],
+            "ready": [round(expected.ready_ms, 2), round(load, 2)],
+            "queue": [round(expected.queue_ms, 2), round(queue, 2)],
+            "prefill": [round(expected.prefill_ms, 2), round(prefill, 2)],
+            "rest": [round(expected.rest_ms, 2), round(actual_ms - load - queue - prefill, 2)],
         }
     return row

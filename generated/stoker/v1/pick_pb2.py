@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stoker/v1/pick.proto\x12\tstoker.v1\"x\n\x04Pick\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1d\n\x04\x63ost\x18\x02 \x01(\x0b\x32\x0f.stoker.v1.Cost\x12\x12\n\ncandidates\x18\x03 \x01(\x05\x12\x15\n\rcached_tokens\x18\x04 \x01(\x03\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\"\x85\x01\n\x04\x43ost\x12\x10\n\x08ready_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nprefill_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x12\x0f\n\x07zone_ms\x18\x05 \x01(\x01\x12\x10\n\x08total_ms\x18\x06 \x01(\x01\x12\x0f\n\x07ramp_ms\x18\x07 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14stoker/v1/pick.proto\x12\tstoker.v1\"\xa4\x01\n\x04Pick\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x1d\n\x04\x63ost\x18\x02 \x01(\x0b\x32\x0f.stoker.v1.Cost\x12\x12\n\ncandidates\x18\x03 \x01(\x05\x12\x15\n\rcached_tokens\x18\x04 \x01(\x03\x12\x16\n\x0e\x66irst_token_ms\x18\x05 \x01(\x01\x12*\n\x0b\x66irst_token\x18\x06 \x01(\x0b\x32\x15.stoker.v1.FirstToken\"U\n\nFirstToken\x12\x10\n\x08ready_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nprefill_ms\x18\x03 \x01(\x01\x12\x0f\n\x07rest_ms\x18\x04 \x01(\x01\"\x85\x01\n\x04\x43ost\x12\x10\n\x08ready_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\nprefill_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\x12\x0f\n\x07zone_ms\x18\x05 \x01(\x01\x12\x10\n\x08total_ms\x18\x06 \x01(\x01\x12\x0f\n\x07ramp_ms\x18\x07 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stoker.v1.pick_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PICK']._serialized_start=35
-  _globals['_PICK']._serialized_end=155
-  _globals['_COST']._serialized_start=158
-  _globals['_COST']._serialized_end=291
+  _globals['_PICK']._serialized_start=36
+  _globals['_PICK']._serialized_end=200
+  _globals['_FIRSTTOKEN']._serialized_start=202
+  _globals['_FIRSTTOKEN']._serialized_end=287
+  _globals['_COST']._serialized_start=290
+  _globals['_COST']._serialized_end=423
 # @@protoc_insertion_point(module_scope)

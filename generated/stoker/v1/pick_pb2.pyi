@@ -27,6 +27,7 @@ class Pick(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The term that decided, `cached prefix`, `shortest queue`, `only candidate`, and the like."""
     candidates: _builtins.int
@@ -34,10 +35,16 @@ class Pick(_message.Message):
     cached_tokens: _builtins.int
     """How many of the prompt's tokens were expected in that server's cache."""
     first_token_ms: _builtins.float
-    """The time until the first token that was expected there: what of the cost lies before it, and the way back."""
+    """The time until the first token that was expected there, by what is learned of when they come; the cost, by which
+    servers are compared, weighs more than that.
+    """
     @_builtins.property
     def cost(self) -> Global___Cost:
         """The expected cost of the server that was chosen."""
+
+    @_builtins.property
+    def first_token(self) -> Global___FirstToken:
+        """The same, part by part."""
 
     def __init__(
         self,
@@ -47,14 +54,49 @@ class Pick(_message.Message):
         candidates: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         first_token_ms: _builtins.float = ...,
+        first_token: Global___FirstToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "first_token", b"first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "candidates", b"candidates", "cost", b"cost", "first_token_ms", b"first_token_ms", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "candidates", b"candidates", "cost", b"cost", "first_token", b"first_token", "first_token_ms", b"first_token_ms", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Pick: _TypeAlias = Pick  # noqa: Y015
+
+@_typing.final
+class FirstToken(_message.Message):
+    """The time from a request's dispatch until its first token, as expected, in milliseconds, part by part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    READY_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    REST_MS_FIELD_NUMBER: _builtins.int
+    ready_ms: _builtins.float
+    """Until the model is ready."""
+    queue_ms: _builtins.float
+    """Until the engine begins on the prompt."""
+    prefill_ms: _builtins.float
+    """From then until the engine has the first token."""
+    rest_ms: _builtins.float
+    """The ways, and whatever no other part speaks of."""
+    def __init__(
+        self,
+        *,
+        ready_ms: _builtins.float = ...,
+        queue_ms: _builtins.float = ...,
+        prefill_ms: _builtins.float = ...,
+        rest_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms", "ready_ms", b"ready_ms", "rest_ms", b"rest_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FirstToken: _TypeAlias = FirstToken  # noqa: Y015
 
 @_typing.final
 class Cost(_message.Message):

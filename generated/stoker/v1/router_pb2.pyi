@@ -350,6 +350,7 @@ class Candidate(_message.Message):
     EXCLUDED_BY_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server."""
     zone: _builtins.str
@@ -362,6 +363,10 @@ class Candidate(_message.Message):
     def cost(self) -> _pick_pb2.Cost:
         """What the request would cost there."""
 
+    @_builtins.property
+    def first_token(self) -> _pick_pb2.FirstToken:
+        """When its first token would be expected."""
+
     def __init__(
         self,
         *,
@@ -370,10 +375,11 @@ class Candidate(_message.Message):
         excluded_by: _builtins.str = ...,
         cost: _pick_pb2.Cost | None = ...,
         cached_tokens: _builtins.int = ...,
+        first_token: _pick_pb2.FirstToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "first_token", b"first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "cost", b"cost", "excluded_by", b"excluded_by", "server", b"server", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "cost", b"cost", "excluded_by", b"excluded_by", "first_token", b"first_token", "server", b"server", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,6 +576,8 @@ class Calibration(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     BIAS_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
+    BASE_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model."""
     requests: _builtins.int
@@ -578,6 +586,10 @@ class Calibration(_message.Message):
     """How far off, either way, as a share of the actual time: the median."""
     bias: _builtins.float
     """Which way: the median of the difference as a share of the actual time. Above 0: predicted too late."""
+    base_ms: _builtins.float
+    """What predictions are made of now: what any first token takes there, in milliseconds, beside its prompt's tokens."""
+    prefill_tokens_per_second: _builtins.float
+    """And how many prompt tokens are computed a second; 0 while not known."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___CalibrationTerm]:
         """By term, where the server can tell: what was predicted and what was."""
@@ -590,10 +602,12 @@ class Calibration(_message.Message):
         error: _builtins.float = ...,
         bias: _builtins.float = ...,
         terms: _abc.Iterable[Global___CalibrationTerm] | None = ...,
+        base_ms: _builtins.float = ...,
+        prefill_tokens_per_second: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias", b"bias", "error", b"error", "model", b"model", "requests", b"requests", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ms", b"base_ms", "bias", b"bias", "error", b"error", "model", b"model", "prefill_tokens_per_second", b"prefill_tokens_per_second", "requests", b"requests", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,7 +74,8 @@ def finished(attempts: int = 1) -> inference_pb2.Finished:
     for number in range(attempts):
         attempt = last.attempts.add(server=f"s{number}")
         attempt.pick.first_token_ms = 130
-        attempt.pick.cost.queue_ms, attempt.pick.cost.prefill_ms, attempt.pick.cost.ramp_ms = 80, 40, 5
+        expected = attempt.pick.first_token
+        expected.queue_ms, expected.prefill_ms, expected.rest_ms = 85, 40, 5
         attempt.first_token.FromMilliseconds(200)
     last.timings.queue.FromMilliseconds(50)
     last.timings.prefill.FromMilliseconds(120)

@@ -4,14 +4,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from router.calibration import MOST, WINDOW_S, Calibration, Sample, sample
-from router.scorers import Cost
+from router.first_tokens import Expectation
 from stoker.v1 import inference_pb2
 from tests.fakes.clock import FakeClock
 
 ONE, OTHER = ("a-1", "e"), ("a-2", "e")
-COST = Cost(
-    ready_ms=5, queue_ms=100, prefill_ms=40, decode_ms=900, zone_ms=0, total_ms=1050, cached_tokens=0, ramp_ms=5
-)
+EXPECTED = Expectation(ready_ms=5, queue_ms=105, prefill_ms=40, rest_ms=2)
 
 
 def lasted(ms: float) -> Duration:
@@ -37,7 +35,7 @@ def test_error_counts_either_way_and_bias_tells_which() -> None:
 
 def test_a_request_is_told_apart_into_terms_that_add_up() -> None:
     timings = inference_pb2.Timings(load=lasted(1), queue=lasted(60), prefill=lasted(50))
-    terms = sample(COST, 152.0, 2.0, 118.0, timings).terms
+    terms = sample(EXPECTED, 118.0, timings).terms
     assert {name: (term.predicted_ms, term.actual_ms) for name, term in terms.items()} == {
         "ready": pytest.approx((5, 1)),
         "queue": pytest.approx((105, 60)),
@@ -47,16 +45,16 @@ def test_a_request_is_told_apart_into_terms_that_add_up() -> None:
 
 
 def test_a_server_that_cannot_tell_has_no_terms_but_a_total() -> None:
-    told = sample(COST, 150.0, 0.0, 100.0, inference_pb2.Timings(queue=lasted(60)))
+    told = sample(EXPECTED, 100.0, inference_pb2.Timings(queue=lasted(60)))
     assert not told.terms
-    assert told.off == pytest.approx(0.5)
+    assert told.off == pytest.approx(0.52)
 
 
 def test_terms_are_medians_of_their_own() -> None:
     calibration = Calibration(FakeClock())
     for queue_ms in (10, 60, 300):
         timings = inference_pb2.Timings(queue=lasted(queue_ms), prefill=lasted(40))
-        calibration.observe(ONE, "m", sample(COST, 150.0, 0.0, queue_ms + 40.0, timings))
+        calibration.observe(ONE, "m", sample(EXPECTED, queue_ms + 40.0, timings))
     (figures,) = calibration.figures(ONE)
     assert figures.terms["queue"] == pytest.approx((105, 60, 95))
     assert figures.terms["prefill"] == pytest.approx((40, 40, 0))

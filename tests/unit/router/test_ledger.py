@@ -1,7 +1,7 @@
 import pytest
 
 from discovery.endpoint import Load
-from router.ledger import Account, Ledger
+from router.ledger import Ledger
 from tests.fakes.clock import FakeClock
 
 KEY = ("a-1", "e1")
@@ -74,61 +74,36 @@ def test_others_prompts_are_worked_on_after_the_report_and_ours_stay_until_their
     assert account.waiting_prompt_tokens(clock(), 500) == 100
 
 
-def left(account: Account, now_s: float) -> float:
-    """What is left to compute of what waits there, at 500 tokens a second."""
-    return account.waiting_prompt_tokens(now_s, 500) - account.computed_tokens(now_s, 500)
-
-
-def test_our_foremost_prompt_is_worked_on_until_its_first_token_and_those_behind_it_are_not() -> None:
+def test_the_last_of_ours_to_have_its_first_token_is_as_late_as_the_one_before_it_was() -> None:
     clock = FakeClock()
     ledger = Ledger(clock)
-    first = ledger.book(KEY, 300)
-    clock.advance(0.4)
-    ledger.book(KEY, 300)
+    first = ledger.book(KEY, 300, expected_ms=600)
+    ledger.book(KEY, 300, expected_ms=1200)
     account = ledger.accounts[KEY]
-    assert left(account, clock()) == pytest.approx(100 + 300)
-    clock.advance(0.2)
-    assert left(account, clock()) == pytest.approx(300)
+    assert account.due_ms(clock()) == pytest.approx(1200)
+    clock.advance(0.5)
+    assert account.due_ms(clock()) == pytest.approx(700)
+    # The foremost is late: so is what waits behind it, for as long as nobody knows better.
+    clock.advance(0.5)
+    assert account.due_ms(clock()) == pytest.approx(600)
     first.first_token()
-    assert left(account, clock()) == pytest.approx(300)
-    clock.advance(0.4)
-    assert left(account, clock()) == pytest.approx(100)
+    assert account.due_ms(clock()) == pytest.approx(600)
+    clock.advance(0.25)
+    assert account.due_ms(clock()) == pytest.approx(350)
 
 
-def test_the_foremost_prompt_is_worked_on_at_its_own_length() -> None:
+def test_who_is_early_makes_those_behind_it_early_and_nobody_before_it() -> None:
     clock = FakeClock()
     ledger = Ledger(clock)
-    long, short = ledger.book(KEY, 1000), ledger.book(KEY, 100)
-    clock.advance(1.5)
+    foremost, second, last = (ledger.book(KEY, 100, expected_ms=ms) for ms in (100, 200, 300))
+    clock.advance(0.15)
+    second.first_token()
     account = ledger.accounts[KEY]
-    assert left(account, clock()) == pytest.approx(250 + 100)
-    # One behind it that is over takes nothing of it.
-    short.close()
-    assert left(account, clock()) == pytest.approx(250)
-    long.close()
-    assert left(account, clock()) == 0
-
-
-def test_a_prompt_that_is_late_counts_as_not_computed_the_later_the_more() -> None:
-    clock = FakeClock()
-    ledger = Ledger(clock)
-    ledger.book(KEY, 300)
-    account = ledger.accounts[KEY]
-    waiting = []
-    for _ in range(5):
-        waiting.append(left(account, clock()))
-        clock.advance(0.3)
-    assert waiting == pytest.approx([300, 150, 0, 150, 300], abs=1e-6)
-
-
-def test_what_was_idle_has_computed_nothing_of_the_next_prompt() -> None:
-    clock = FakeClock()
-    ledger = Ledger(clock)
-    ledger.book(KEY, 300).close()
-    clock.advance(60)
-    ledger.book(KEY, 300)
-    assert len(ledger.accounts[KEY].own_waiting) == 1
-    assert left(ledger.accounts[KEY], clock()) == 300
+    assert account.due_ms(clock()) == pytest.approx(250 - 100)
+    foremost.close()
+    assert account.due_ms(clock()) == pytest.approx(100)
+    last.close()
+    assert account.due_ms(clock()) == 0.0
 
 
 def test_accounts_of_endpoints_that_are_gone_stay_while_something_of_ours_runs_there() -> None:

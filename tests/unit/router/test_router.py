@@ -233,9 +233,8 @@ class Bench:
     def parts(
         self, deadline_s: float | None = None, model: str = MODEL, sink: Sink | None = None, **fields: Any
     ) -> AsyncGenerator[bytes, None]:
-        asked = generation_pb2.Generation(
-            model=model, text="x" * 400, request_id="r", session=generation_pb2.Session(id="s"), **fields
-        )
+        given: dict[str, Any] = {"text": "x" * 400, "session": generation_pb2.Session(id="s")} | fields
+        asked = generation_pb2.Generation(model=model, request_id="r", **given)
         return self.router.generate(asked, deadline_s, Context(), sink)
 
     async def ask(
@@ -326,14 +325,15 @@ async def test_what_was_predicted_is_held_against_what_came_by_server_and_term()
     assert off == pytest.approx(abs(predicted_ms - 200))
 
 
-async def test_the_way_to_a_server_at_home_is_predicted_once_it_is_known() -> None:
+async def test_what_a_first_token_takes_is_predicted_part_by_part_once_it_is_known() -> None:
     clock = FakeClock()
     bench = Bench(Timed(clock), A1, clock=clock)
-    ways = []
-    for _ in range(2):
-        (attempt,) = (await bench.ask()).finished.attempts
-        ways.append(attempt.pick.first_token_ms - attempt.pick.cost.queue_ms - attempt.pick.cost.prefill_ms)
-    assert ways == pytest.approx([0, 10])
+    answers = [await bench.ask(text=f"{place:04}" * 100, session=None) for place in range(20)]
+    (attempt,) = answers[-1].finished.attempts
+    assert attempt.pick.first_token_ms == pytest.approx(250)
+    expected = attempt.pick.first_token
+    assert (expected.ready_ms, expected.queue_ms, expected.rest_ms) == pytest.approx((0, 40, 10))
+    assert expected.prefill_ms == pytest.approx(200)
 
 
 @pytest.mark.parametrize("kind", [Fault.LINK, Fault.SERVER, Fault.BUSY])

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from model_server.line import DecayedLine
+from stoker_common.line import DecayedLine
 
 
 def of(points: Sequence[tuple[float, float]], every_s: float = 0.0) -> float:
