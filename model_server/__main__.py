@@ -10,8 +10,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-import uvloop
-
 from discovery.consul_client import ConsulClient
 from discovery.consul_registrar import ConsulRegistrar
 from discovery.pins import ConsulPins
@@ -24,7 +22,7 @@ from model_server.record import Device
 from model_server.residency.spec import AdapterSpec, ModelSpec
 from model_server.residency.staged import is_whole, is_whole_adapter
 from model_server.server import ModelServer
-from stoker_common import logs, metrics, tracing
+from stoker_common import event_loop, logs, metrics, tracing
 from stoker_common.backoff import Backoff
 from stoker_common.failure import where
 from stoker_common.settings import SettingsError, load
@@ -125,7 +123,7 @@ def main() -> int:
         return EXIT_USAGE
     logs.configure(settings.log_level, "model_server", sys.stdout)
     try:
-        code = uvloop.run(serve(settings))
+        code = event_loop.run(serve(settings))
     except (OSError, EngineError) as error:
         log.error("cannot start", extra={"why": str(error)})
         code = EXIT_FAILED

@@ -3,10 +3,8 @@
 import os
 import sys
 
-import uvloop
-
 from router.config import RouterSettings
-from stoker_common import logs
+from stoker_common import event_loop, logs
 from stoker_common.settings import SettingsError, load
 
 
@@ -24,11 +22,11 @@ def main() -> int:
         if count == 1:
             from router.single import serve_alone
 
-            uvloop.run(serve_alone(settings))
+            event_loop.run(serve_alone(settings))
             return 0
         from router.parent import serve_by_processes
 
-        return uvloop.run(serve_by_processes(settings, count, sys.argv[1:]))
+        return event_loop.run(serve_by_processes(settings, count, sys.argv[1:]))
     except OSError as error:
         sys.stderr.write(f"router: {error}\n")
         return 1

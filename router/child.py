@@ -11,14 +11,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvloop
-
 from discovery.consul_client import ConsulClient
 from router.config import RouterSettings
 from router.process import Place, serve
 from router.registration import router_id
 from router.server import RouterServer
-from stoker_common import logs
+from stoker_common import event_loop, logs
 from stoker_common.metrics import MetricsServer
 from stoker_common.settings import load
 
@@ -52,7 +50,7 @@ def main() -> int:
     settings = load(RouterSettings, "router", flags)
     logs.configure(settings.log_level, f"router/{number}", sys.stdout)
     try:
-        uvloop.run(serve_for_parent(settings, number, descriptor))
+        event_loop.run(serve_for_parent(settings, number, descriptor))
     except OSError as error:
         sys.stderr.write(f"router/{number}: {error}\n")
         return 1

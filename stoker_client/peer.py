@@ -1,6 +1,7 @@
 """One router, or one server, that a client reaches: by a call a stream, and over one link once it has several."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -28,6 +29,8 @@ from stoker_common.link.state import Cause, LinkError, LinkState
 from stoker_common.link.stream import LinkStream
 from stoker_common.link.versions import ROUTES
 from stoker_common.refusal import Code
+
+log = logging.getLogger(__name__)
 
 Part = inference_pb2.GenerateStreamResponse
 Answer = TypeVar("Answer")
@@ -68,6 +71,8 @@ class Peer:
         self.in_flight = 0
         self._calls = 0
         self._closed = False
+        # Whether its link has come up since it was down, and is not about to go.
+        self._came_up = False
         self._attached: asyncio.Task[None] | None = None
         self._not_before_s = float("-inf")
         self._asked_s = float("-inf")
@@ -216,6 +221,9 @@ class Peer:
             self._attached = asyncio.get_running_loop().create_task(self._hold(), name=f"link {self.address}")
 
     def _changed(self, state: LinkState) -> None:
+        if state is not LinkState.DOWN:
+            # One that said goodbye is expected to go.
+            self._came_up = state is not LinkState.LEAVING
         self._news.set()
 
     async def _up(self) -> None:
@@ -233,6 +241,7 @@ class Peer:
         """One link's life: until it breaks, or has had no streams for a while."""
         # Only a link that was up may be tried again at once.
         self._not_before_s = self._clock() + self._use.again_s
+        self._came_up = False
         try:
             link = asyncio.ensure_future(self._link.attach())
             try:
@@ -255,7 +264,15 @@ class Peer:
                 idle_since_s = self._clock()
             elif self._clock() - idle_since_s >= self._use.idle_s:
                 return
-        link.result()
+        self._tell(link.result())
+
+    def _tell(self, why: str) -> None:
+        """Say in the log that the link is down again. Whoever offers none is no news: it is called."""
+        if self._came_up:
+            text = "the link to %s was lost: %s; what ran on it goes on elsewhere or fails, and what begins is a call"
+            log.warning(text, self.address, why)
+        else:
+            log.info("no link to %s: %s; what begins is a call", self.address, why)
 
 
 def _ignore(_: object) -> None:

@@ -2,7 +2,9 @@
 
 `engine`: vLLM's AsyncLLM alone in one process, and one model server with the same settings behind a router, relayed
 over the SDK's link and by plain stubs, and direct; each as `--streams` streams at once. What follows `--` are the model
-server's flags: `-- --vllm-load-format dummy`. `front`: a server's front end with a simulated engine that takes no time.
+server's flags: `-- --vllm-load-format dummy`. `core`: the same, without a GPU, before an engine core that is made up
+and makes a step every `--step-ms`: vLLM's front end and ours are real. `front`: a server's front end with a simulated
+engine that takes no time.
 `routers`: several router processes against one, mocks behind them. Rows are written as they come, so that an
 interrupted run has kept what it measured.
 """
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument(
         "--together", action="store_true", help="engine: both loaded at once, so that they take turns; memory for two"
     )
+    parser.add_argument("--step-ms", type=float, default=5.0, help="core: between two steps of the made-up core")
     parser.add_argument("--processes", type=int, default=4, help="routers: held against one")
     parser.add_argument("--channels", type=int, default=32, help="routers: of all clients together")
     parser.add_argument("--mocks", type=int, default=4, help="routers: mock servers")

@@ -14,24 +14,27 @@ import sys
 import time
 from typing import Any
 
-import uvloop
-
 from bench.relay.cpu import used_s
 from bench.relay.load import quantile
+from bench.throughput import made_up
 from model_server.config import CommandSettings, vllm_settings
 from model_server.engines.vllm_settings import VllmSettings, environment
+from stoker_common import event_loop
 from stoker_common.settings import load
 
 _WARM_TOKENS = 16
 
 
-async def measure(settings: VllmSettings, streams: int, prompt_tokens: int, tokens: int) -> None:
-    """Load, warm up, do as standard input says."""
+async def measure(
+    settings: VllmSettings, streams: int, prompt_tokens: int, tokens: int, core_step_ms: float | None = None
+) -> None:
+    """Load, warm up, do as standard input says. With `core_step_ms` its engine core is made up."""
     from model_server.engines import vllm_api
     from model_server.engines.vllm_engine import arguments
 
     began_s = time.monotonic()
     llm = await asyncio.to_thread(vllm_api.start_plain, arguments(settings.resolved()))
+    core = made_up.set_in(llm, core_step_ms) if core_step_ms is not None else None
     try:
         about = {"engine": f"vllm {vllm_api.version()}", "accelerator": vllm_api.facts(llm).accelerator}
         loaded_s = round(time.monotonic() - began_s, 1)
@@ -42,6 +45,8 @@ async def measure(settings: VllmSettings, streams: int, prompt_tokens: int, toke
             row = await _round(llm, rng, streams, prompt_tokens, tokens)
             _say(json.dumps({**row, **about, "loaded_s": loaded_s}))
     finally:
+        if core is not None:
+            core.close()
         await asyncio.to_thread(vllm_api.shut_down, llm)
 
 
@@ -92,11 +97,12 @@ def main() -> None:
     parser.add_argument("--streams", type=int, required=True)
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--core-step-ms", type=float, help="a made-up engine core's; default: vLLM's own computes")
     parser.add_argument("flags", nargs="*", help="of the model server, after --")
     given = parser.parse_args()
     settings = vllm_settings(load(CommandSettings, "model_server", given.flags))
     os.environ.update(environment(settings, os.environ))
-    uvloop.run(measure(settings, given.streams, given.prompt_tokens, given.tokens))
+    event_loop.run(measure(settings, given.streams, given.prompt_tokens, given.tokens, given.core_step_ms))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Protocol
 
 import grpc.aio
-import uvloop
 
 from bench.relay.cpu import used_s
 from bench.relay.load import Lag, quantile
 from bench.throughput.job import Done, Job, Span
 from stoker.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
 from stoker_client import Client
+from stoker_common import event_loop
 from stoker_common.channel import client_options
 
 _WARM_TOKENS = 2
@@ -164,7 +164,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Parse and work."""
-    uvloop.run(work(Job.parse(sys.argv[1])))
+    event_loop.run(work(Job.parse(sys.argv[1])))
 
 
 if __name__ == "__main__":

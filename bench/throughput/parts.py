@@ -39,16 +39,8 @@ async def engine(given: Namespace, folder: Path) -> AsyncIterator[Row]:
     """
     about = {"part": "engine", "model": given.model.name}
     if given.together:
-        async with AsyncExitStack() as held:
-            alone, mesh = _alone(given, folder), _mesh(given, folder)
-            # Both load at once; what they say of it comes in any order.
-            running = [await held.enter_async_context(each) for each in (alone, mesh)]
-            for each in running:
-                await each.loaded()
-            for number in range(given.rounds):
-                for each in running:
-                    async for row in each.round(number):
-                        yield {**about, "round": number, "together": True, **row}
+        async for row in _in_turns(given, folder, None):
+            yield {**about, **row}
         return
     for kind in (_alone, _mesh):
         async with kind(given, folder) as one:
@@ -56,6 +48,28 @@ async def engine(given: Namespace, folder: Path) -> AsyncIterator[Row]:
             for number in range(given.rounds):
                 async for row in one.round(number):
                     yield {**about, "round": number, "together": False, **row}
+
+
+async def core(given: Namespace, folder: Path) -> AsyncIterator[Row]:
+    """The same before an engine core that is made up, which makes a step every `--step-ms` whether or not the front end
+    keeps up: what the front end alone costs, without a GPU."""
+    # A CPU's default is few; this core takes as many as come.
+    given.flags = ["--vllm-max-num-seqs", str(given.streams), *given.flags]
+    async for row in _in_turns(given, folder, given.step_ms):
+        yield {"part": "core", "model": given.model.name, "step_ms": given.step_ms, **row}
+
+
+async def _in_turns(given: Namespace, folder: Path, step_ms: float | None) -> AsyncIterator[Row]:
+    async with AsyncExitStack() as held:
+        sides = _alone(given, folder, step_ms), _mesh(given, folder, step_ms)
+        # Both load at once; what they say of it comes in any order.
+        running = [await held.enter_async_context(each) for each in sides]
+        for each in running:
+            await each.loaded()
+        for number in range(given.rounds):
+            for each in running:
+                async for row in each.round(number):
+                    yield {"round": number, "together": True, **row}
 
 
 class _Side(Protocol):
@@ -114,9 +128,11 @@ class _Mesh:
 
 
 @asynccontextmanager
-async def _alone(given: Namespace, folder: Path) -> AsyncIterator[_Side]:
+async def _alone(given: Namespace, folder: Path, step_ms: float | None = None) -> AsyncIterator[_Side]:
     sizes = {"streams": given.streams, "prompt-tokens": given.prompt_tokens, "tokens": given.tokens}
     options = [f"--{name}={value}" for name, value in sizes.items()]
+    if step_ms is not None:
+        options.append(f"--core-step-ms={step_ms}")
     log = folder / "alone.log"
     with log.open("ab") as out:
         process = await asyncio.create_subprocess_exec(
@@ -148,9 +164,10 @@ async def _killed(process: asyncio.subprocess.Process) -> None:
 
 
 @asynccontextmanager
-async def _mesh(given: Namespace, folder: Path) -> AsyncIterator[_Side]:
+async def _mesh(given: Namespace, folder: Path, step_ms: float | None = None) -> AsyncIterator[_Side]:
+    module = ("model_server",) if step_ms is None else ("bench.throughput.core_server", str(step_ms))
     async with processes(folder) as up:
-        up.server("server", *_model_flags(given), registered=True)
+        up.server("server", *_model_flags(given), registered=True, module=module)
         yield _Mesh(given, up, up.router("router"))
 
 
@@ -207,6 +224,7 @@ async def routers(given: Namespace, folder: Path) -> AsyncIterator[Row]:
 
 PARTS: dict[str, Callable[[Namespace, Path], AsyncIterator[Row]]] = {
     "engine": engine,
+    "core": core,
     "front": front,
     "routers": routers,
 }

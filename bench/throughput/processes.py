@@ -31,12 +31,19 @@ class Processes:
         self._consul = consul
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
-    def server(self, name: str, *flags: str, registered: bool, environment: Mapping[str, str] | None = None) -> str:
-        """A model server's address. It may still be loading."""
+    def server(
+        self,
+        name: str,
+        *flags: str,
+        registered: bool,
+        environment: Mapping[str, str] | None = None,
+        module: Sequence[str] = ("model_server",),
+    ) -> str:
+        """A model server's address. It may still be loading. `module`: what is run, and what stands before flags."""
         (port,) = free_ports(1)
         where = ["--consul-address", self._consul, "--ticket-key", _TICKET_KEY] if registered else []
         common = ["--zone", ZONE, "--metrics-port", "-1", "--log-level", "warning", "--server-id", name]
-        self._start(name, ["model_server", "--listen-port", str(port), *common, *where, *flags], environment)
+        self._start(name, [*module, "--listen-port", str(port), *common, *where, *flags], environment)
         return f"127.0.0.1:{port}"
 
     def mock(self, name: str) -> str:

@@ -11,16 +11,18 @@ from bench.throughput.load import Row
 # As ADR and issue have them.
 ENGINE_SHARE, FRONT_TOKENS_PER_S, ROUTERS_RATIO = 0.95, 10_000, 3.2
 _ALONE = "AsyncLLM alone"
+_VLLM = ("engine", "core")
 
 
 def report(rows: Sequence[Row]) -> str:
     """All tables for which there are rows."""
-    made = [_engine(rows, model) for model in dict.fromkeys(row.get("model") for row in _of(rows, part="engine"))]
+    sets = dict.fromkeys((row["part"], row.get("model"), row.get("step_ms")) for row in rows if row["part"] in _VLLM)
+    made = [_engine(rows, *each) for each in sets]
     return "\n\n".join(filter(None, [*made, _front(rows), _routers(rows)])) + "\n"
 
 
-def _engine(rows: Sequence[Row], model: object) -> str:
-    mine = _of(rows, part="engine", model=model)
+def _engine(rows: Sequence[Row], part: object, model: object, step_ms: object) -> str:
+    mine = [row for row in _of(rows, part=part, model=model) if row.get("step_ms") == step_ms]
     alone = _median(_of(mine, way=_ALONE), "tokens_per_s")
     lines = []
     for way in dict.fromkeys(row["way"] for row in mine):
@@ -33,7 +35,8 @@ def _engine(rows: Sequence[Row], model: object) -> str:
         cells = [_cell(_median(here, figure), 2) for figure in figures]
         lines.append([str(way), str(len(here)), _cell(got), spread, share, ttft, *cells])
     streams, first = mine[0]["streams"], _of(mine, way=_ALONE) or mine
-    about = f"{model}, {streams} streams at once, {first[0].get('engine', '')}, {first[0].get('accelerator', '')}:"
+    about = f"{model}, {streams} streams at once, {first[0].get('engine', '')}, {first[0].get('accelerator', '')}"
+    about += f", a made-up core's step every {step_ms:g} ms:" if isinstance(step_ms, int | float) else ":"
     head = ["way", "rounds", "tokens/s", "from to", f"of {_ALONE} (≥ {ENGINE_SHARE:.0%})", "TTFT p50, ms"]
     costs = ["server's front end, µs a token", "its cores", "router, µs a token", "load's cores, most of a process"]
     return f"{about}\n\n{_table([*head, *costs], lines)}"

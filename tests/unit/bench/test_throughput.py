@@ -14,6 +14,9 @@ def test_what_goes_between_processes_comes_back_as_it_was() -> None:
     assert Done.parse(done.line()) == done
 
 
+ROUND = (("AsyncLLM alone", 1000.0), ("link", 500.0))
+
+
 def _engine(way: str, tokens_per_s: float) -> Row:
     return {"part": "engine", "model": "m", "way": way, "streams": 256, "tokens_per_s": tokens_per_s}
 
@@ -27,6 +30,15 @@ def test_the_mesh_is_held_against_the_engine_alone_by_medians() -> None:
 def test_an_interrupted_run_has_a_table_of_what_there_is() -> None:
     assert report([]) == "\n"
     assert "| link | 1 | 960 | 960 to 960 |  |" in report([_engine("link", 960.0)])
+
+
+def test_a_made_up_core_has_tables_of_its_own_by_its_steps() -> None:
+    rows = [{**_engine(way, rate), "part": "core", "step_ms": ms} for ms in (5.0, 14.0) for way, rate in ROUND]
+    tables = report([*rows, _engine("link", 1.0)]).split("\n\n")
+    assert [line for line in tables if "made-up" in line] == [
+        f"m, 256 streams at once, , , a made-up core's step every {ms} ms:" for ms in (5, 14)
+    ]
+    assert sum("| link | 1 | 500 | 500 to 500 | 50.0% |" in table for table in tables) == 2
 
 
 def _routers(way: str, number: int, tokens_per_s: float) -> Row:
