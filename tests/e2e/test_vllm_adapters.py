@@ -13,6 +13,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
+from bench.warm.lora_weights import random_adapter
 from discovery.consul_agent import free_ports
 from model_server.engine import Engine
 from model_server.engines.vllm_settings import VllmSettings, environment
@@ -20,7 +21,6 @@ from stoker.v1 import endpoint_pb2, generation_pb2, model_pb2, model_pb2_grpc
 from tests.contract.adapter_contract import AdapterContract, Sources
 from tests.contract.engine_contract import PROMPT
 from tests.fakes.inference import channel_to, stream, token_ids, unary
-from tests.fakes.lora import random_adapter
 from tests.fakes.until import until
 
 ROOT = Path(__file__).resolve().parents[2]
