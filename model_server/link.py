@@ -24,7 +24,7 @@ from stoker_common.clock import Clock
 from stoker_common.link.hello import hear_hello, heard
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.served import ServedStreams, Start
-from stoker_common.link.versions import SPOKEN, Versions
+from stoker_common.link.versions import COLUMNS, SPOKEN, Versions
 from stoker_common.link.writer import HEARTBEAT_S, LinkWriter
 
 log = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ class LinkSession:
 
     async def _hello(self) -> worker_link_pb2.Hello:
         hello, version = hear_hello(await self._context.read(), self._versions, "server")
+        self._outbox.columns = version >= COLUMNS
         welcome = worker_link_pb2.Welcome(
             link_version=version,
             endpoint=endpoint_to_proto(self._endpoint()),
@@ -185,16 +186,17 @@ class LinkSession:
                 self._reminded_s = now_s
                 self._news.extend(self._direct.running_for(self._router))
             if idle or self._news or self._feed.behind or not self._outbox.empty:
-                await writer.send(worker_link_pb2.AttachResponse(step=self._step(idle, now_s)))
+                await writer.send(self._step(idle, now_s))
             elif writer.due:
                 beat = worker_link_pb2.Heartbeat(
                     step=self._steps(), loop_lag=duration(writer.lag_s), load=self._load(), digest=self._feed.take()
                 )
                 await writer.send(worker_link_pb2.AttachResponse(heartbeat=beat))
 
-    def _step(self, idle: list[int], now_s: float) -> worker_link_pb2.Step:
+    def _step(self, idle: list[int], now_s: float) -> worker_link_pb2.AttachResponse:
         """All that there is to say."""
-        step = self._outbox.take(self._steps())
+        response = self._outbox.take(self._steps())
+        step = response.step
         step.running_without_output.extend(idle)
         step.direct.extend(self._news)
         self._news.clear()
@@ -203,7 +205,7 @@ class LinkSession:
             step.load.CopyFrom(self._load())
         if (digest := self._feed.take()) is not None:
             step.digest.CopyFrom(digest)
-        return step
+        return response
 
     def _idle(self, now_s: float) -> list[int]:
         """Streams that get nothing though the engine works on them."""

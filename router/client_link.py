@@ -20,7 +20,7 @@ from stoker_common.clock import Clock
 from stoker_common.link.hello import hear_hello, heard
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.served import Ask, ServedStreams, Start
-from stoker_common.link.versions import SPOKEN, Versions
+from stoker_common.link.versions import COLUMNS, SPOKEN, Versions
 from stoker_common.link.writer import HEARTBEAT_S, LinkWriter
 from stoker_common.refusal import Refusal, unavailable
 
@@ -109,6 +109,7 @@ class ClientLink:
 
     async def _hello(self) -> worker_link_pb2.Hello:
         hello, version = hear_hello(await self._context.read(), self._versions, "router")
+        self._outbox.columns = version >= COLUMNS
         welcome = worker_link_pb2.Welcome(link_version=version, heartbeat_interval=seconds(HEARTBEAT_S))
         await self._writer.send(worker_link_pb2.AttachResponse(welcome=welcome))
         return hello
@@ -125,7 +126,7 @@ class ClientLink:
             await writer.turn()
             if not self._outbox.empty:
                 self._steps += 1
-                await writer.send(worker_link_pb2.AttachResponse(step=self._outbox.take(self._steps)))
+                await writer.send(self._outbox.take(self._steps))
             elif writer.due:
                 beat = worker_link_pb2.Heartbeat(step=self._steps, loop_lag=seconds(writer.lag_s))
                 await writer.send(worker_link_pb2.AttachResponse(heartbeat=beat))
@@ -133,7 +134,7 @@ class ClientLink:
     async def _serve(self, start: Start) -> None:
         if self._leaving:
             raise _leaves()
-        share = _Share(self._outbox, start.stream_id)
+        share = self._outbox.share(start.stream_id)
         async with aclosing(self._entry.generate(start.generation, start.remaining_s, start.parent, share)) as parts:
             async for data in parts:
                 self._outbox.put(start.stream_id, data, 0)
@@ -143,20 +144,6 @@ class ClientLink:
             raise _leaves()
         response = await self._entry.route(ask.request, ask.remaining_s, ask.parent)
         self._outbox.put(ask.stream_id, response.SerializeToString(), 0)
-
-
-class _Share:
-    """A `Sink`: one stream's share of the next step."""
-
-    __slots__ = ("_outbox", "_stream_id")
-
-    def __init__(self, outbox: Outbox, stream_id: int) -> None:
-        self._outbox = outbox
-        self._stream_id = stream_id
-
-    def put(self, part: bytes) -> bool:
-        """See `Sink`."""
-        return self._outbox.offer(self._stream_id, part, 0)
 
 
 def _leaves() -> Refusal:

@@ -13,7 +13,9 @@ from router.learned import Learned
 from router.ledger import NOTHING
 from router.policy import Candidate, Chosen
 from router.request import Request
+from router.sink import Sink
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
+from stoker_common.link.stream import Relay
 from stoker_common.refusal import unavailable
 
 
@@ -72,11 +74,19 @@ class Dispatch:
         self._flight.received(part)
         return first
 
-    def relayed(self, data: bytes, tokens: int) -> None:
-        """A part of nothing but output was passed on, with so many tokens. Runs once a token."""
-        if not self._started:
-            self._answered(0.0)
-        self._flight.relayed(data, tokens)
+    def relay(self, sink: Sink) -> Relay:
+        """Passes on output, while `sink` has room for it. What it gives runs once a token."""
+        put, relayed = sink.put, self._flight.relayed
+
+        def relay(data: bytes, tokens: int) -> bool:
+            if not put(data):
+                return False
+            if not self._started:
+                self._answered(0.0)
+            relayed(data, tokens)
+            return True
+
+        return relay
 
     def finished(self, message: inference_pb2.GenerateStreamResponse, ago_s: float = 0.0) -> None:
         """The last part came, so long ago."""

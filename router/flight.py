@@ -82,21 +82,21 @@ class Flight:
             self.relayed(part.data, part.tokens)
         else:
             self.transcript.add(part.message)
-            self._count(sum(len(delta.token_ids) for delta in part.message.deltas))
+            if tokens := sum(len(delta.token_ids) for delta in part.message.deltas):
+                self._count(tokens)
 
     def relayed(self, data: bytes, tokens: int) -> None:
         """A part of nothing but output came, with so many tokens. Runs once a token."""
         self.transcript.append(data)
-        self._count(tokens)
+        if tokens:
+            self._count(tokens)
 
     def _count(self, tokens: int) -> None:
-        if not tokens:
-            return
         now_s = self.clock()
         if self.first_token_s is None:
             self.first_token_s = now_s
-        else:
-            self.longest_gap_s = max(self.longest_gap_s, now_s - self.last_token_s)
+        elif now_s - self.last_token_s > self.longest_gap_s:
+            self.longest_gap_s = now_s - self.last_token_s
         self.last_token_s = now_s
         self.tokens += tokens
         self.tries[-1].tokens += tokens

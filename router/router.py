@@ -261,7 +261,7 @@ class Router:
                 this = flight.tries[-1]
                 span.set_attribute("stoker.first_token_ms.expected", this.expected.total_ms)
                 metadata = inject() + self._ticket(asked, endpoint)
-                relay = None if sink is None else partial(_relayed, sink.put, dispatch.relayed)
+                relay = None if sink is None else dispatch.relay(sink)
                 parts = self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt, relay)
                 async with aclosing(parts):
                     async for part in parts:
@@ -300,11 +300,3 @@ class Router:
                 flight.outcome = "ok"
             finally:
                 over(flight, self._metrics)
-
-
-def _relayed(put: Callable[[bytes], bool], account: Callable[[bytes, int], None], data: bytes, tokens: int) -> bool:
-    """Pass output straight on, if there is room. Runs once a token."""
-    if not put(data):
-        return False
-    account(data, tokens)
-    return True

@@ -23,7 +23,7 @@ from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
 from stoker_common import wire
 from stoker_common.channel import server_options
 from stoker_common.link.hello import hear_hello, heard
-from stoker_common.link.versions import SPOKEN
+from stoker_common.link.versions import COLUMNS, SPOKEN
 
 ME = "mock"
 HEARTBEAT_S = 0.4
@@ -145,7 +145,7 @@ class Mock:
         _, version = hear_hello(await context.read(), SPOKEN, "mock")
         welcome = worker_link_pb2.Welcome(link_version=version)
         await context.write(worker_link_pb2.AttachResponse(welcome=welcome).SerializeToString())
-        link = Link(self._steps, context, self._name)
+        link = Link(self._steps, context, self._name, columns=version >= COLUMNS)
         async with asyncio.TaskGroup() as tasks:
             writers = [tasks.create_task(link.paced()), tasks.create_task(link.unpaced())]
             await link.read()
@@ -156,7 +156,8 @@ class Mock:
 class Link:
     """One attached router."""
 
-    def __init__(self, steps: Steps, context: wire.Context, name: str) -> None:
+    def __init__(self, steps: Steps, context: wire.Context, name: str, *, columns: bool) -> None:
+        self._columns = columns
         self._steps = steps
         self._context = context
         self._name = name
@@ -213,21 +214,32 @@ class Link:
                 self._more.clear()
                 await self._more.wait()
             told, self._told = self._told, []
-            await self._say(told + self._made(self._unpaced))
+            if told:
+                await self._say(worker_link_pb2.Step(step=self._steps.number, outputs=told))
+            if self._unpaced:
+                await self._say(self._made(self._unpaced))
             await asyncio.sleep(0)  # requests and cancels come in, however fast this goes
 
-    def _made(self, answers: dict[int, Answer]) -> list[worker_link_pb2.StreamOutput]:
-        outputs = [
-            worker_link_pb2.StreamOutput(stream_id=stream_id, chunk=answer.token(), last=answer.left <= 0, tokens=1)
-            for stream_id, answer in answers.items()
-        ]
-        for output in outputs:
+    def _made(self, answers: dict[int, Answer]) -> worker_link_pb2.Step:
+        """A token of each, as a server of the link's version tells them."""
+        step = worker_link_pb2.Step(step=self._steps.number)
+        stream_ids, chunks = list[int](), list[bytes]()
+        for stream_id, answer in answers.items():
+            chunk, last = answer.token(), answer.left <= 0
+            if last or not self._columns:
+                step.outputs.add(stream_id=stream_id, chunk=chunk, last=last, tokens=1)
+            else:
+                stream_ids.append(stream_id)
+                chunks.append(chunk)
+        if chunks:
+            parts = worker_link_pb2.StepParts(stream_ids=stream_ids, chunks=chunks, tokens=[1] * len(chunks))
+            step.parts.CopyFrom(parts)
+        for output in step.outputs:
             if output.last:
                 del answers[output.stream_id]
-        return outputs
+        return step
 
-    async def _say(self, outputs: list[worker_link_pb2.StreamOutput]) -> None:
-        step = worker_link_pb2.Step(step=self._steps.number, outputs=outputs)
+    async def _say(self, step: worker_link_pb2.Step) -> None:
         await self._write(worker_link_pb2.AttachResponse(step=step))
 
     async def _write(self, response: worker_link_pb2.AttachResponse) -> None:

@@ -245,6 +245,8 @@ class Link:
                 step = response.step
                 if step.HasField("digest"):
                     self._cached(step.digest)
+                if step.HasField("parts"):
+                    self._take_parts(step.parts)
                 for output in step.outputs:
                     self._take(output)
                 for stream_id in step.running_without_output:
@@ -271,8 +273,20 @@ class Link:
         if self._on_digest is not None and not self._on_digest(digest):
             self._say(worker_link_pb2.AttachRequest(send_digest=worker_link_pb2.SendDigest()))
 
+    def _take_parts(self, parts: worker_link_pb2.StepParts) -> None:
+        """Hand streams the output that they got."""
+        sizes = {len(parts.stream_ids), len(parts.chunks), len(parts.tokens)}
+        if len(sizes) > 1:
+            raise _Unwelcome(f"its step's columns are of different lengths: {sorted(sizes)}")
+        streams = self._streams
+        for stream_id, chunk, tokens in zip(parts.stream_ids, parts.chunks, parts.tokens, strict=True):
+            stream = streams.get(stream_id)
+            # One without a stream was cancelled a moment ago.
+            if stream is not None and not stream.pass_on(chunk, tokens or self._count(chunk)):
+                self.close(stream_id)
+
     def _take(self, output: worker_link_pb2.StreamOutput) -> None:
-        """Hand one stream what it got. Runs once a token and stream."""
+        """Hand one stream what it got, with how it went on beside output."""
         stream = self._streams.get(output.stream_id)
         if stream is None:
             return  # cancelled a moment ago

@@ -50,21 +50,29 @@ class LinkStream:
         taken all before it, so that nothing is overtaken."""
         self._relay = relay
 
-    def put(self, chunk: bytes, tokens: int = 0) -> bool:
-        """A chunk came, with so many tokens in it. Runs once a token.
-
-        False if the client is too far behind: the stream has failed, and its server should know. A chunk that finds
-        nothing waiting is taken whatever its size: a long prompt's logprobs come in one.
-        """
-        self.idle_looks = 0
+    def pass_on(self, chunk: bytes, tokens: int) -> bool:
+        """Output came and nothing else, with so many tokens. Runs once a token. As `put`."""
         waiter = self._waiter
-        if self._relay is not None and waiter is not None and not waiter.done() and only_deltas(chunk):
+        if self._relay is not None and waiter is not None and not waiter.done():
             try:
                 if self._relay(chunk, tokens):
+                    self.idle_looks = 0
                     return True
             except Exception as error:  # this stream's, and none of the link's, which calls this
                 self.fail(error)
                 return True
+        return self._keep(chunk, tokens)
+
+    def put(self, chunk: bytes, tokens: int = 0) -> bool:
+        """A chunk of any kind came, with so many tokens in it.
+
+        False if the client is too far behind: the stream has failed, and its server should know. A chunk that finds
+        nothing waiting is taken whatever its size: a long prompt's logprobs come in one.
+        """
+        return self.pass_on(chunk, tokens) if only_deltas(chunk) else self._keep(chunk, tokens)
+
+    def _keep(self, chunk: bytes, tokens: int) -> bool:
+        self.idle_looks = 0
         self._bytes += len(chunk)
         if self._bytes > self._limit_bytes and self._chunks:
             message = f"the client has not read {self._bytes} bytes of its answer; read faster, or ask for less"

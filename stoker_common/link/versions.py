@@ -26,5 +26,7 @@ class Versions:
 
 # From it on routers answer `StartStream.route`, and several messages may come as one, by `AttachRequest.more`.
 ROUTES = MORE = 2
+# From it on a step's plain output comes in columns, `Step.parts`.
+COLUMNS = 3
 # A new version raises the highest; the lowest follows once nobody runs what speaks only that.
-SPOKEN = Versions(lowest=1, highest=2)
+SPOKEN = Versions(lowest=1, highest=3)

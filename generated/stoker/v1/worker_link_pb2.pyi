@@ -362,6 +362,7 @@ class Step(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     RUNNING_WITHOUT_OUTPUT_FIELD_NUMBER: _builtins.int
     DIRECT_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The engine's step counter; a router's own count of steps."""
     @_builtins.property
@@ -384,6 +385,10 @@ class Step(_message.Message):
     def direct(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectStream]:
         """What became of streams that came from clients with this router's tickets."""
 
+    @_builtins.property
+    def parts(self) -> Global___StepParts:
+        """What its streams got that is output and nothing else: most of a step. Comes before `outputs`. Since version 3 of the link."""
+
     def __init__(
         self,
         *,
@@ -393,14 +398,53 @@ class Step(_message.Message):
         digest: Global___CacheDigest | None = ...,
         running_without_output: _abc.Iterable[_builtins.int] | None = ...,
         direct: _abc.Iterable[Global___DirectStream] | None = ...,
+        parts: Global___StepParts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "load", b"load", "parts", b"parts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "direct", b"direct", "load", b"load", "outputs", b"outputs", "running_without_output", b"running_without_output", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "direct", b"direct", "load", b"load", "outputs", b"outputs", "parts", b"parts", "running_without_output", b"running_without_output", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class StepParts(_message.Message):
+    """Parts of many streams, column by column: the first number, the first part and the first count belong together. What is said of
+    a stream at a time costs a message each to write and to read, and with many streams that was half of a step's cost.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_IDS_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stream_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The streams' numbers."""
+
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of each, a serialised `GenerateStreamResponse` that has `deltas` and nothing else."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each, the tokens in its chunk. All 0 where the sender does not count: what a router tells clients."""
+
+    def __init__(
+        self,
+        *,
+        stream_ids: _abc.Iterable[_builtins.int] | None = ...,
+        chunks: _abc.Iterable[_builtins.bytes] | None = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "stream_ids", b"stream_ids", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepParts: _TypeAlias = StepParts  # noqa: Y015
 
 @_typing.final
 class StreamOutput(_message.Message):

@@ -170,7 +170,7 @@ async def test_a_step_of_more_than_128_streams_goes_up_a_link_as_one_message(tap
         while True:
             await writer.turn()
             if not outbox.empty:
-                await writer.send(worker_link_pb2.AttachResponse(step=outbox.take(1)))
+                await writer.send(outbox.take(1))
 
     async def serve(stream_id: int) -> None:
         async def emit(batch: Sequence[tuple[int, EngineOutput]]) -> None:

@@ -16,7 +16,7 @@ from stoker_common.channel import MAX_REQUEST_BYTES
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.hello import heard
 from stoker_common.link.state import Cause, LinkError, LinkState
-from stoker_common.link.versions import MORE, SPOKEN
+from stoker_common.link.versions import COLUMNS, MORE, SPOKEN
 from tests.fakes.until import until
 
 
@@ -200,3 +200,49 @@ async def test_what_would_be_too_large_together_is_sent_apart() -> None:
     messages = await written(FakeCall(version=MORE), [half, half, b"a", half])
     assert all(each.ByteSize() <= MAX_REQUEST_BYTES for each in messages)
     assert [len(each.more) for each in messages] == [2, 0]
+
+
+class Speaks(FakeCall):
+    """A peer that says what it is told to, and then nothing."""
+
+    def __init__(self, *steps: worker_link_pb2.Step) -> None:
+        super().__init__(version=COLUMNS)
+        self._steps = list(steps)
+        self.go = asyncio.Event()
+
+    async def read(self) -> bytes:
+        if not self._welcomed:
+            return await super().read()
+        await self.go.wait()
+        if not self._steps:
+            return await super().read()
+        return worker_link_pb2.AttachResponse(step=self._steps.pop(0)).SerializeToString()
+
+
+async def test_output_in_columns_comes_before_what_ends_a_stream_in_the_same_step() -> None:
+    parts = worker_link_pb2.StepParts(stream_ids=[1, 2, 77], chunks=[b"a", b"b", b"?"], tokens=[1, 2, 1])
+    ends = [worker_link_pb2.StreamOutput(stream_id=1, chunk=b"c", last=True)]
+    call = Speaks(worker_link_pb2.Step(parts=parts, outputs=ends))
+    link = link_over(FakeChannel(call))
+    attached = asyncio.ensure_future(link.attach())
+    await until(lambda: link.state is LinkState.UP)
+    (_, first), (_, second) = link.open(b"", None), link.open(b"", None)
+    call.go.set()
+    assert await first.take() == b"ac"
+    assert await first.take() is None
+    assert (await second.take(), second.tokens) == (b"b", 2)
+    attached.cancel()
+    await asyncio.wait((attached,))
+
+
+async def test_columns_of_different_lengths_end_the_link_and_nothing_else() -> None:
+    call = Speaks(worker_link_pb2.Step(parts=worker_link_pb2.StepParts(stream_ids=[1, 2], chunks=[b"a"], tokens=[1])))
+    link = link_over(FakeChannel(call))
+    attached = asyncio.ensure_future(link.attach())
+    await until(lambda: link.state is LinkState.UP)
+    _, stream = link.open(b"", None)
+    call.go.set()
+    assert "of different lengths" in await attached
+    with pytest.raises(LinkError) as caught:
+        await stream.take()
+    assert caught.value.cause is Cause.LOST

@@ -27,7 +27,7 @@ class Link:
                 while True:
                     await self.writer.turn()
                     if not self.outbox.empty:
-                        await self.writer.send(worker_link_pb2.AttachResponse(step=self.outbox.take(1)))
+                        await self.writer.send(self.outbox.take(1))
                     elif self.writer.due:
                         await self.writer.send(BEAT)
         except TimeoutError:
