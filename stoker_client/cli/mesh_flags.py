@@ -21,7 +21,7 @@ def mesh_flags(*keys: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for key in reversed(keys or tuple(MeshSettings.model_fields)):
             field = MeshSettings.model_fields[key]
-            says = f"default: {field.default}; " if field.default not in ("", None) else ""
+            says = f"default: {field.default}; " if field.default not in ("", None, ()) else ""
             command = click.option(
                 flag(key),
                 metavar=_metavar(field.annotation),
@@ -35,4 +35,6 @@ def mesh_flags(*keys: str) -> Callable[[Command], Command]:
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "A,B,..."
     return {int: "N", float: "SECONDS", Path: "FOLDER"}.get(annotation, "TEXT")

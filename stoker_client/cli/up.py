@@ -124,7 +124,8 @@ def _leave_behind(settings: MeshSettings, console: Console) -> None:
     log = cleared(settings.run_folder) / SUPERVISOR_LOG
     argv = [sys.executable, "-m", "stoker_client", "up", "--supervise"]
     for key, value in settings.model_dump().items():
-        argv += [flag(key), str(value)] if value != "" else []
+        written = ",".join(value) if isinstance(value, tuple) else str(value)
+        argv += [flag(key), written] if written else []
     with log.open("wb") as output:
         supervisor = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stoker_common.settings import Settings
 
@@ -31,6 +31,10 @@ class MeshSettings(Settings):
     model: str = Field(
         default="", description=f"Model folder or Hugging Face id; none: $STOKER_MODEL, else {DEFAULT_MODEL}"
     )
+    adapters: tuple[str, ...] = Field(
+        default=(),
+        description="LoRA adapters of every server: `NAME=PATH`, or `NAME=PATH:BASE` where BASE is not the first model",
+    )
     consul_servers: int = Field(
         default=1, description="Consul servers in each zone, 1 or 3 (3 survive the loss of one)"
     )
@@ -55,6 +59,15 @@ class MeshSettings(Settings):
         default=5, ge=1, description="A process that ends this often within restart_window_s is given up"
     )
     restart_window_s: float = Field(default=300.0, gt=0, description="The window for max_failures, in seconds")
+
+    @field_validator("adapters")
+    @classmethod
+    def _adapters_have_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            name, _, path = each.partition("=")
+            if not name.strip() or not path.strip():
+                raise ValueError(f"{each!r} is no adapter: write NAME=PATH, or NAME=PATH:BASE")
+        return value
 
     @model_validator(mode="after")
     def _consul_can_vote(self) -> Self:

@@ -84,6 +84,8 @@ def _server(
     argv += ["--drain-seconds", str(settings.drain_s)]
     if model:
         argv += ["--model", model]
+    if settings.adapters:
+        argv += ["--adapters", ",".join(settings.adapters)]
     return _process(name, Kind.SERVER, zone, argv, port)
 
 

@@ -73,9 +73,9 @@ def within(seconds: float, holds: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The run folder of a mesh of two zones."""
+    """The run folder of a mesh of two zones, with an adapter."""
     folder = tmp_path_factory.mktemp("mesh")
-    up(folder, free_base())
+    up(folder, free_base(), "--adapters", "tone=/adapters/tone")
     try:
         yield folder
     finally:
@@ -110,6 +110,11 @@ def test_generate_explain_and_models(mesh: Path) -> None:
     priced = json.loads(stoker(mesh, "explain", "x", "--json").stdout)
     assert {candidate["server"] for candidate in priced["candidates"]} == {"server-zone-a-1", "server-zone-b-1"}
     assert "server-zone-b-1" in stoker(mesh, "models").stdout
+
+
+def test_servers_have_the_adapters_that_were_given(mesh: Path) -> None:
+    assert len(stoker(mesh, "generate", "hello", "--model", "tone", "--max-tokens", "4").stdout.split()) == 4
+    assert "tone" in stoker(mesh, "models").stdout
 
 
 def test_a_second_mesh_in_the_same_folder_is_refused(mesh: Path) -> None:

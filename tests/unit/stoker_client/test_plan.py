@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from stoker_client.mesh.config import MOST_SERVERS, MeshSettings
 from stoker_client.mesh.plan import MeshPlan, plan
@@ -66,3 +67,15 @@ def test_the_model_goes_to_the_servers_alone() -> None:
     mesh = planned(MeshSettings(), "/models/m")
     assert all(("/models/m" in process.argv) == (process.kind is Kind.SERVER) for process in mesh.processes)
     assert "--model" not in planned(MeshSettings(engine="sim")).processes[2].argv
+
+
+def test_every_server_has_the_adapters_and_no_other_process() -> None:
+    given = ("tone=/adapters/tone", "law=/adapters/law:code@1")
+    for process in planned(MeshSettings(engine="sim", adapters=given)).processes:
+        assert (",".join(given) in process.argv) == (process.kind is Kind.SERVER)
+
+
+@pytest.mark.parametrize("given", ["/adapters/tone", "=/adapters/tone", "tone="])
+def test_an_adapter_without_a_name_or_a_place_is_refused_before_anything_starts(given: str) -> None:
+    with pytest.raises(ValidationError, match="write NAME=PATH"):
+        MeshSettings(adapters=(given,))
