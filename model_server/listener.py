@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import grpc
 import grpc.aio
 
-from stoker_common.channel import server_options
+from stoker_common.channel import Http2
+from stoker_common.servers import reflect, server
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class PortTaken(Exception):
 class Listener:
     """One gRPC server on one port. `port` is the real one once it is started."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, http2: Http2) -> None:
+        self._http2 = http2
         self._host = host
         self.port = port
         self._server: grpc.aio.Server | None = None
@@ -33,23 +35,23 @@ class Listener:
 
         `reflected`: the services that reflection tells of; none switches it off.
         """
-        server = grpc.aio.server(options=server_options())
-        server.add_generic_rpc_handlers(tuple(handlers))
+        serving = server(self._http2)
+        serving.add_generic_rpc_handlers(tuple(handlers))
         if reflected:
-            _add_reflection(server, reflected)
-        self.port = await self._bind(server)
-        await server.start()
-        self._server = server
+            reflect(serving, reflected)
+        self.port = await self._bind(serving)
+        await serving.start()
+        self._server = serving
         log.info("listening", extra={"host": self._host, "port": self.port})
 
-    async def _bind(self, server: grpc.aio.Server) -> int:
+    async def _bind(self, serving: grpc.aio.Server) -> int:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + _BIND_WITHIN_S
         # IPv6 addresses stand in brackets before a port.
         address = f"[{self._host}]:{self.port}" if ":" in self._host else f"{self._host}:{self.port}"
         while True:
             try:
-                return int(server.add_insecure_port(address))
+                return int(serving.add_insecure_port(address))
             except RuntimeError as error:
                 if loop.time() >= give_up_at:
                     raise PortTaken(
@@ -64,10 +66,3 @@ class Listener:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
-
-
-def _add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    # Only where somebody switched it on: the import registers descriptors in the process.
-    from grpc_reflection.v1alpha import reflection
-
-    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import grpc.aio
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView, Watcher
@@ -45,11 +44,11 @@ from router.sessions import Sessions
 from router.sizing import Sizing
 from router.ways import Ways
 from stoker.v1 import worker_link_pb2
-from stoker_common.channel import server_options
 from stoker_common.clock import Clock
 from stoker_common.health import SERVICE as HEALTH_SERVICE
 from stoker_common.health import Health
 from stoker_common.link.state import LinkState
+from stoker_common.servers import reflect, server
 from stoker_common.tickets import TicketKeys
 from stoker_common.tracing import Tracing
 
@@ -164,8 +163,8 @@ class RouterServer:
 
     async def run(self, started: asyncio.Event | None = None) -> None:
         """Serve until `stop`, then let what is in flight end. Raises OSError if the port cannot be had."""
-        server = await self._listen()
-        await server.start()
+        serving = await self._listen()
+        await serving.start()
         log.info("listening", extra={"address": f"{self._settings.listen_host}:{self.port}"})
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -182,11 +181,11 @@ class RouterServer:
                 if started is not None:
                     started.set()
                 await self._stop.wait()
-                await self._drain(server)
+                await self._drain(serving)
                 for task in watching:
                     task.cancel()
         finally:
-            await server.stop(None)
+            await serving.stop(None)
             await self.transport.close()
 
     def stop(self) -> None:
@@ -194,7 +193,7 @@ class RouterServer:
         self._stop.set()
 
     async def _listen(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=server_options(share_port=self._share_port))
+        serving = server(self._settings.http2, share_port=self._share_port)
         for service in (
             InferenceService(self._entry),
             ModelService(self.report, self.fleet, self.learned.ledger, self.transport),
@@ -202,22 +201,22 @@ class RouterServer:
             OperationsService(self.fleet, self.transport),
             self.client_links,
         ):
-            server.add_generic_rpc_handlers((service.handler(),))
-        server.add_generic_rpc_handlers((self._health.handlers(),))
+            serving.add_generic_rpc_handlers((service.handler(),))
+        serving.add_generic_rpc_handlers((self._health.handlers(),))
         if self._settings.reflection:
-            reflection.enable_server_reflection((*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
+            reflect(serving, (*SERVICES, HEALTH_SERVICE))
         address = f"{self._settings.listen_host}:{self._settings.listen_port}"
         try:
-            self.port = server.add_insecure_port(address)
+            self.port = serving.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: is the port taken? Set listen_port to another") from error
-        return server
+        return serving
 
-    async def _drain(self, server: grpc.aio.Server) -> None:
+    async def _drain(self, serving: grpc.aio.Server) -> None:
         log.info("draining", extra={"in_flight": self.learned.ledger.in_flight})
         self._health.set(serving=False)
         self.client_links.goodbye()
-        await server.stop(self._settings.drain_seconds)
+        await serving.stop(self._settings.drain_seconds)
 
     def _publish(self, view: CatalogView) -> None:
         self.fleet.publish(view)

@@ -1,6 +1,10 @@
 """gRPC's options for every channel and server of the mesh, each with its reason. Measured: RELIABILITY.md, ADR 0033."""
 
+from typing import Literal
+
 Options = list[tuple[str, str | int]]
+# Whose HTTP/2 serves: gRPC's, which is what the options are for, or Stoker's own (ADR 150).
+Http2 = Literal["grpc", "stoker"]
 
 # The longest prompts are a few MB of text or of token ids. What is larger is a mistake or an attack, and gRPC refuses
 # it with RESOURCE_EXHAUSTED when it has read the length, not the message.

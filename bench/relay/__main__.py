@@ -21,7 +21,7 @@ from bench.relay.pick import pick_us
 from bench.relay.script import PACED, SHORT, UNPACED
 from bench.relay.systems import ROOT, System, peers_installed, systems
 
-OURS = ("direct", "passthrough", "stoker", "stoker link", "stoker direct", "stoker x2")
+OURS = ("direct", "passthrough", "stoker", "stoker link", "stoker h2", "stoker h2 link", "stoker direct", "stoker x2")
 PEERS = ("http direct", "vllm-router", "smg")
 RESULTS = ROOT / "bench" / "results" / "relay.json"
 OPEN_RATE_PER_S = 200.0
@@ -32,6 +32,7 @@ SHORT_AT_ONCE = SHORT_TOKENS = 64
 ONLY = {
     "passthrough": ("paced 64", "paced 256", "unpaced 16", "unpaced 64", "first token", "unary alone"),
     "stoker link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
+    "stoker h2 link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
     "stoker direct": ("paced 64", "paced 256", SHORT),
     "stoker x2": ("paced 64", "paced 256", "unpaced 64"),
 }

@@ -67,7 +67,10 @@ class Run:
         return median(added) if added else None
 
 
-_ORDER = ("direct", "passthrough", "stoker", "stoker link", "stoker direct", "stoker x2", "http direct", *RUST)
+_ORDER = (
+    *("direct", "passthrough", "stoker", "stoker link", "stoker h2", "stoker h2 link", "stoker direct", "stoker x2"),
+    *("http direct", *RUST),
+)
 
 
 def _order(result: Result) -> int:

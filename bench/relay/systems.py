@@ -44,7 +44,7 @@ class System:
     def load(self, streams: int = 1) -> Load:
         """A load generator for it."""
         match self.name:
-            case "stoker link":
+            case "stoker link" | "stoker h2 link":
                 return LinkLoad(self.address)
             case "stoker direct":
                 return DirectLoad(self.address)
@@ -62,7 +62,7 @@ def peers_installed() -> bool:
 @contextmanager
 def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
     """Those that are named, of `direct`, `passthrough`, `stoker`, `stoker link`, `stoker direct`, `stoker x2`,
-    `http direct`, `vllm-router`, `smg`."""
+    `stoker h2`, `stoker h2 link`, `http direct`, `vllm-router`, `smg`. The h2 ones serve clients by our own HTTP/2."""
     with ExitStack() as stack:
         (plan,) = plan_agents(find_consul(ROOT), ("zone-a",))
         agent = ConsulAgent(plan, folder / "consul.log")
@@ -93,6 +93,8 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
                 "stoker": [python, "-m", "router", f"--listen-port={port}", *quiet],
                 # A router of its own, so that each one's CPU is of its own streams.
                 "stoker link": [python, "-m", "router", f"--listen-port={port}", *quiet],
+                "stoker h2": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet],
+                "stoker h2 link": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet],
                 "stoker direct": [python, "-m", "router", f"--listen-port={port}", *quiet, key],
                 "stoker x2": [python, "-m", "router", f"--listen-port={port}", "--processes=2", *quiet],
                 "vllm-router": [

@@ -12,6 +12,7 @@ from model_server.config import ServerSettings
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
 from model_server.server import ModelServer
+from tests.fakes.chosen import http2
 
 MODEL = "sim-model"
 # Fast enough for tests, slow enough that a stream of a few tokens can still be interrupted.
@@ -44,7 +45,9 @@ class FleetServer:
 
 def server_settings(**changes: Any) -> ServerSettings:
     """Settings of a server for tests: the simulator, any port, short drains."""
-    return ServerSettings(**{"engine": "sim", "model": MODEL, "drain_seconds": 5.0, **changes})
+    return ServerSettings(
+        **{"engine": "sim", "model": MODEL, "drain_seconds": 5.0, "http2": http2("model_server"), **changes}
+    )
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from router.server import RouterServer, World
 from stoker_common import tracing
 from stoker_common.link.client import LinkRules
 from stoker_common.tracing import Tracing
+from tests.fakes.chosen import http2
 from tests.fakes.fleet import FAST, Catalog, FleetServer, fleet, server_settings
 from tests.fakes.until import until
 
@@ -65,7 +66,9 @@ async def router(
     catalog: Catalog, zone: str, traces: Tracing | None = None, *, links: bool = True, **changes: Any
 ) -> AsyncIterator[RouterServer]:
     """A router of the zone, serving."""
-    settings = RouterSettings(**{"zone": zone, "listen_port": 0, "drain_seconds": 5.0, **changes})
+    settings = RouterSettings(
+        **{"zone": zone, "listen_port": 0, "drain_seconds": 5.0, "http2": http2("router"), **changes}
+    )
     rng = random.Random(1)
     calls = CallTransport()
     linked = LinkTransport(calls, router=f"router-{zone}", zone=zone, clock=time.monotonic, rng=rng, rules=LinkRules())

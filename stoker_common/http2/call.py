@@ -1,0 +1,271 @@
+"""One call: what its handler sees of it (grpc.aio's servicer context), how it runs, how it ends."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from inspect import isasyncgen
+from typing import Any, Never
+
+import grpc
+import grpc.aio
+
+from stoker_common.failure import where
+from stoker_common.http2 import fields
+from stoker_common.http2.connection import Connection
+from stoker_common.http2.request import Request
+from stoker_common.http2.stream import Stream
+from stoker_common.refusal import Code
+
+log = logging.getLogger(__name__)
+
+_NUMBERS = {code: int(code.value[0]) for code in grpc.StatusCode}
+DoneCallback = Callable[[Any], None]
+
+
+class Call(grpc.aio.ServicerContext[Any, Any]):
+    """A `Served`, and the context that its handler is given. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        request: Request,
+        handler: "grpc.RpcMethodHandler[Any, Any]",
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        most_bytes: int,
+    ) -> None:
+        self._stream = stream
+        self._request = request
+        self._handler = handler
+        self._serialise = handler.response_serializer
+        self._connection = connection
+        self._loop = loop
+        self._most_bytes = most_bytes
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
+        self._code = grpc.StatusCode.OK
+        self._details = ""
+        self._trailing: tuple[tuple[str, str | bytes], ...] = ()
+        self._callbacks: list[DoneCallback] = []
+        self._deadline_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if request.timeout_s is not None:
+            self._deadline_s = loop.time() + request.timeout_s
+            self._timer = loop.call_at(self._deadline_s, self._expired)
+
+    # What the connection tells.
+
+    @property
+    def running(self) -> bool:
+        """Whether its handler has begun and not ended."""
+        return self._task is not None and not self._task.done()
+
+    def came(self) -> None:
+        """See `Served`. A handler that takes one request begins when it is there, all others at once."""
+        inbox = self._stream.inbox
+        if self._task is not None or self._handler.request_streaming or self._stream.finished:
+            return
+        if len(inbox.messages) > 1 or (inbox.ended and not inbox.messages):
+            self._end(grpc.StatusCode.UNIMPLEMENTED, f"the method takes one request, not {len(inbox.messages)}")
+        elif inbox.ended:
+            self.begin()
+
+    def begin(self) -> None:
+        """Run the handler."""
+        self._task = self._loop.create_task(self._run())
+        # Not in the coroutine's `finally`: a task that is cancelled before it began has none.
+        self._task.add_done_callback(self._ended)
+
+    def over(self) -> None:
+        """See `Served`."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._stream.finished:
+            self._cancelled = True
+            self._stream.inbox.end()
+            if self._task is not None:
+                self._task.cancel()
+
+    def _expired(self) -> None:
+        if self._stream.over:
+            return
+        self._cancelled = not self._stream.finished
+        self._stream.cut(_status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", ()))
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, _: "asyncio.Task[None]") -> None:
+        for callback in self._callbacks:
+            callback(self)
+        self._connection.settled(self._stream)
+
+    # How it runs.
+
+    async def _run(self) -> None:
+        handler = self._handler
+        try:
+            if handler.request_streaming:
+                argument: Any = self._requests()
+            else:
+                argument = self._taken()
+            if handler.response_streaming:
+                method: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+                answer = method(argument, self)
+                if isasyncgen(answer):
+                    async with aclosing(answer) as parts:
+                        async for part in parts:
+                            await self.write(part)
+                else:
+                    await answer
+            else:
+                method = handler.stream_unary if handler.request_streaming else handler.unary_unary
+                response = await method(argument, self)
+                if self._code is grpc.StatusCode.OK and not self._stream.finished:
+                    self._send(response)
+            self._end(self._code, self._details)
+        except grpc.aio.AbortError:
+            pass  # it has said so
+        except asyncio.CancelledError:
+            self._end(grpc.StatusCode.CANCELLED, "the server cancelled the call")
+        except Exception as error:
+            # Its message may quote what the client sent.
+            log.error("a handler failed", extra={"method": self._request.path, "where": where(error)})
+            self._end(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: the server's log says where")
+
+    def _taken(self) -> Any:
+        message = self._connection.take(self._stream)
+        if message is None:
+            return grpc.aio.EOF
+        read = self._handler.request_deserializer
+        return message if read is None else read(message)
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        while (request := await self.read()) is not grpc.aio.EOF:
+            yield request
+
+    def _send(self, message: Any) -> None:
+        stream = self._stream
+        if stream.finished or stream.over:
+            # As grpc.aio says it.
+            raise grpc.aio.InternalError("the call is over: its client has gone, or its status was sent")
+        data = message if self._serialise is None else self._serialise(message)
+        if len(data) > self._most_bytes:
+            text = f"the answer's message has {len(data)} bytes, and {self._most_bytes} are sent"
+            self._end(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            raise grpc.aio.AbortError(text)
+        stream.send(data)
+
+    def _end(self, code: grpc.StatusCode, details: str) -> None:
+        self._code, self._details = code, details
+        self._stream.finish(_status(code, details, self._trailing))
+
+    # What the handler sees.
+
+    async def read(self) -> Any:
+        """See grpc.aio.ServicerContext."""
+        inbox = self._stream.inbox
+        while not inbox.messages and not inbox.ended:
+            await inbox.wait()
+        return self._taken()
+
+    async def write(self, message: Any) -> None:
+        """See grpc.aio.ServicerContext. Waits while much of this stream waits for its client. Runs once a token."""
+        self._send(message)
+        out = self._stream.out
+        if out.full:
+            await out.room()
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """See grpc.aio.ServicerContext."""
+        if self._stream.answered:
+            raise grpc.aio.UsageError("initial metadata go before all else, once")
+        self._stream.begin(fields.encoded(initial_metadata))
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> Never:
+        """See grpc.aio.ServicerContext."""
+        if code is grpc.StatusCode.OK:
+            raise grpc.aio.UsageError("a call is aborted with an error, not with OK")
+        self._trailing = (*self._trailing, *trailing_metadata)
+        self._end(code, details)
+        raise grpc.aio.AbortError("the call was aborted")
+
+    async def abort_with_status(self, status: grpc.Status) -> Never:
+        """See grpc.aio.ServicerContext."""
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """See grpc.aio.ServicerContext."""
+        self._trailing = tuple(trailing_metadata)
+
+    def trailing_metadata(self) -> Any:
+        """See grpc.aio.ServicerContext."""
+        return self._trailing
+
+    def invocation_metadata(self) -> Any:
+        """See grpc.aio.ServicerContext: pairs of key and value."""
+        return self._request.metadata
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """See grpc.aio.ServicerContext."""
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        """See grpc.aio.ServicerContext."""
+        return self._code
+
+    def set_details(self, details: str) -> None:
+        """See grpc.aio.ServicerContext."""
+        self._details = details
+
+    def details(self) -> str:
+        """See grpc.aio.ServicerContext."""
+        return self._details
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """See grpc.aio.ServicerContext. A wish, and answers go out as they are."""
+
+    def disable_next_message_compression(self) -> None:
+        """See grpc.aio.ServicerContext. None is compressed."""
+
+    def peer(self) -> str:
+        """See grpc.aio.ServicerContext."""
+        return self._connection.peer
+
+    def peer_identities(self) -> Iterable[bytes] | None:
+        """See grpc.aio.ServicerContext. Connections are in the clear: nobody has proved who they are."""
+        return None
+
+    def peer_identity_key(self) -> str | None:
+        """See grpc.aio.ServicerContext."""
+        return None
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """See grpc.aio.ServicerContext."""
+        return {}
+
+    def time_remaining(self) -> Any:
+        """See grpc.aio.ServicerContext: seconds, None without a deadline."""
+        return None if self._deadline_s is None else max(0.0, self._deadline_s - self._loop.time())
+
+    def add_done_callback(self, callback: DoneCallback) -> None:
+        """See grpc.aio.ServicerContext."""
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        """See grpc.aio.ServicerContext."""
+        return self._cancelled
+
+    def done(self) -> bool:
+        """See grpc.aio.ServicerContext."""
+        return self._stream.finished or self._stream.over
+
+
+def _status(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, str | bytes]]) -> bytes:
+    if code is grpc.StatusCode.OK and not details and not trailing:
+        return fields.STATUS_OK
+    try:
+        return fields.status(_NUMBERS[code], details) + fields.encoded(trailing)
+    except ValueError as error:
+        log.error("trailing metadata that cannot be sent", extra={"why": str(error)})
+        return fields.status(Code.INTERNAL.value, "the server has trailing metadata that cannot be sent")

@@ -1,0 +1,218 @@
+"""What goes out on one connection: gathered while the loop works through a turn, written at once.
+
+A write is a system call, and costs more than all else that a token does. What a step of an engine has for many streams
+of a connection is one.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from stoker_common.http2.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FIRST_FRAME_BYTES,
+    FIRST_WINDOW_BYTES,
+    HEAD_BYTES,
+    HEADERS,
+    LARGEST_WINDOW_BYTES,
+    MESSAGE_PREFIX_BYTES,
+    head,
+    message_head,
+    message_prefix,
+)
+from stoker_common.http2.limits import Limits
+from stoker_common.http2.outgoing import Outgoing
+
+
+class Wire(Protocol):
+    """Where bytes go: asyncio's transport, or a test's."""
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep until it can be."""
+
+
+class Sender:
+    """Belongs to one event loop. `soon` runs a callback in the loop's next turn."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        soon: Callable[[Callable[[], None]], object],
+        limits: Limits,
+        ended: Callable[[int], None],
+        unread: Callable[[int], None],
+    ) -> None:
+        """`ended` is told of each stream whose last frame was handed over, `unread` when a client lets so many bytes of
+        answers wait that the connection should end."""
+        self._wire = wire
+        self._soon = soon
+        self._limits = limits
+        self._ended = ended
+        self._unread = unread
+        self._window = FIRST_WINDOW_BYTES
+        self._frame_bytes = FIRST_FRAME_BYTES
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._scheduled = False
+        self._paused = False
+        self._stopped = False
+        # Streams that have something to send and a window, in the order of their turns.
+        self._ready: dict[int, Outgoing] = {}
+        # DATA frames since somebody asked last.
+        self._data_frames = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether all was handed over."""
+        return not self._out and not self._ready
+
+    def control(self, frame: bytes) -> None:
+        """A frame that no window holds back."""
+        if self._stopped:
+            return
+        self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._paused:
+            if self._out_bytes > self._limits.control_bytes:
+                self._unread(self._out_bytes)
+        elif not self._scheduled:
+            self._scheduled = True
+            self._soon(self._flush)
+
+    def headers(self, stream_id: int, block: bytes) -> None:
+        """An answer's first header block."""
+        self.control(head(len(block), HEADERS, END_HEADERS, stream_id) + block)
+
+    def message(self, stream: Outgoing, message: bytes) -> None:
+        """A message of a stream's. Runs once a token."""
+        size = len(message) + MESSAGE_PREFIX_BYTES
+        if (
+            not stream.backlog_bytes
+            and size <= stream.window
+            and size <= self._window
+            and size <= self._frame_bytes
+            and not self._paused
+            and self._out_bytes < self._limits.turn_bytes
+        ):
+            stream.window -= size
+            self._window -= size
+            self._data_frames += 1
+            self._out.append(message_head(len(message), stream.stream_id))
+            self._out.append(message)
+            self._out_bytes += size + HEAD_BYTES
+            if not self._scheduled:
+                self._scheduled = True
+                self._soon(self._flush)
+            return
+        stream.add(message_prefix(len(message)), message)
+        self._make_ready(stream)
+
+    def end(self, stream: Outgoing, block: bytes) -> None:
+        """The header block that ends a stream, once all before it is out."""
+        if stream.backlog_bytes:
+            stream.ending = block
+        else:
+            self._end(stream.stream_id, block)
+
+    def drop(self, stream: Outgoing) -> None:
+        """The stream is over, whatever waits of it."""
+        self._ready.pop(stream.stream_id, None)
+        stream.drop()
+
+    def frame_bytes(self, size: int) -> None:
+        """The client takes frames of this size."""
+        self._frame_bytes = size
+
+    def widened(self, size: int) -> bool:
+        """The client takes so many bytes more on the connection. False if it may not."""
+        self._window += size
+        if self._ready:
+            self._schedule()
+        return self._window <= LARGEST_WINDOW_BYTES
+
+    def stream_widened(self, stream: Outgoing, size: int) -> bool:
+        """The same of a stream; a negative size makes its window smaller."""
+        stream.window += size
+        self._make_ready(stream)
+        return stream.window <= LARGEST_WINDOW_BYTES
+
+    def data_frames(self) -> int:
+        """How many DATA frames went out since this was asked last."""
+        frames, self._data_frames = self._data_frames, 0
+        return frames
+
+    def pause(self) -> None:
+        """What was written waits to be sent: hand over no more."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """It was sent."""
+        self._paused = False
+        self._schedule()
+
+    def finish(self) -> None:
+        """Hand over what there is, as the last of the connection."""
+        if not self._stopped:
+            self._flush_out()
+        self.stop()
+
+    def stop(self) -> None:
+        """Hand over no more."""
+        self._stopped = True
+        self._out.clear()
+
+    def _flush_out(self) -> None:
+        data = b"".join(self._out)
+        self._out.clear()
+        self._out_bytes = 0
+        if data:
+            self._wire.write(data)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._paused or self._stopped:
+            return
+        if self._ready:
+            self._fill()
+        self._flush_out()
+        if self._ready and self._window > 0 and not self._paused:
+            self._schedule()
+
+    def _fill(self) -> None:
+        """Take of what waits, a frame a stream in turn, until this turn has enough or the window is used up."""
+        ready, most = self._ready, self._limits.turn_bytes
+        while ready and self._window > 0 and self._out_bytes < most:
+            stream_id, stream = next(iter(ready.items()))
+            if stream.window <= 0:  # its client made it smaller
+                del ready[stream_id]
+                continue
+            data = stream.take(min(self._frame_bytes, stream.window, self._window))
+            size = len(data)
+            stream.window -= size
+            self._window -= size
+            self._data_frames += 1
+            self._out.append(head(size, DATA, 0, stream_id))
+            self._out.append(data)
+            self._out_bytes += size + HEAD_BYTES
+            del ready[stream_id]
+            if not stream.backlog_bytes:
+                if stream.ending is not None:
+                    self._end(stream_id, stream.ending)
+            elif stream.window > 0:
+                ready[stream_id] = stream
+
+    def _end(self, stream_id: int, block: bytes) -> None:
+        self.control(head(len(block), HEADERS, END_HEADERS | END_STREAM, stream_id) + block)
+        self._ended(stream_id)
+
+    def _make_ready(self, stream: Outgoing) -> None:
+        if stream.backlog_bytes and stream.window > 0:
+            self._ready.setdefault(stream.stream_id, stream)
+            if self._window > 0:
+                self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and not self._paused:
+            self._scheduled = True
+            self._soon(self._flush)

@@ -1,0 +1,11 @@
+"""What a run of the tests chose from outside, by the variables that the processes read themselves."""
+
+import os
+
+from stoker_common.settings import env_name
+
+
+def http2(section: str) -> str:
+    """Whose HTTP/2 routers (`router`) or model servers (`model_server`) of tests serve by: all suites run with either,
+    as `STOKER_ROUTER_HTTP2=stoker STOKER_MODEL_SERVER_HTTP2=stoker pytest`."""
+    return os.environ.get(env_name(section, "http2"), "grpc")
