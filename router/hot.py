@@ -39,8 +39,8 @@ def choose_hot(
     last = {key for key in cold if _takes_the_last(snapshot, holders[key], conditions)}
     if len(cold) < len(holders) or not cold <= last | unable:
         unable |= last
-    choices = policy.weigh(request, holders.values(), unable.union(tried), replace(conditions, rooms=None))
-    nearest = policy.settled(choices, request.model)
+    choices = policy.costs.weigh(request, holders.values(), unable.union(tried), replace(conditions, rooms=None))
+    nearest = policy.costs.settled(choices, request.model)
     if nearest is not None and _hot(nearest.holder):
         nearest = None
     if hot is not None and (nearest is None or _first_token_ms(hot.candidate) <= _first_token_ms(nearest)):
@@ -53,11 +53,17 @@ def _first_token_ms(candidate: Candidate) -> float:
 
 
 def _takes_the_last(snapshot: Snapshot, holder: Holder, conditions: Conditions) -> bool:
+    """Whether room for the holder's model takes a model's only copy. Adapters go with their base; one that is hot
+    nowhere else is no loss where another server has its base hot and it on disk: loading it takes milliseconds."""
     key = holder.member.key
     yielding = conditions.accounts.get(key, NOTHING).load.yielding if holder.needs_room else ()
+    if not yielding:
+        return False
+    models = holder.member.endpoint.models
+    adapters = [each.name for each in models if each.base in yielding and each.residency is Residency.HOT]
     return any(
-        all(other == key or not _hot(holder) for other, holder in snapshot.holders.get(model, NOBODY).by_key.items())
-        for model in yielding
+        all(other == key or each.needs_room for other, each in snapshot.holders.get(model, NOBODY).by_key.items())
+        for model in (*yielding, *adapters)
     )
 
 

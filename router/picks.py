@@ -73,7 +73,7 @@ class Picks:
     def choices(self, request: Request) -> Choices:
         """Every server's cost for the request, or why it is none to choose."""
         holders = self._fleet.snapshot.holders.get(request.model, NOBODY).by_key.values()
-        return self._policy.weigh(request, holders, (), self._conditions(request, self._rooms))
+        return self._policy.costs.weigh(request, holders, (), self._conditions(request, self._rooms))
 
     def expect(self, request: Request, candidate: Candidate) -> Expectation:
         """When the request's first token would come from that server."""

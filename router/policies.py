@@ -6,40 +6,30 @@ first token stay the same: they differ in who of the candidates gets the request
 
 import itertools
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from discovery.endpoint import Residency
 from router.config import PolicyName
 from router.ledger import NOTHING, Account, Key
-from router.policy import Candidate, Choices, Chosen, Conditions, Policy
+from router.policy import Candidate, Chosen, Conditions, Policy
 from router.request import Request
 from router.scorers import Rates
-from router.snapshot import NOBODY, Holder, Snapshot
+from router.snapshot import NOBODY, Snapshot
 
 
 class RoutingPolicy(Protocol):
     """Chooses a server for each request. Belongs to one event loop; `choose` may count its calls, all else is pure."""
 
+    @property
+    def costs(self) -> Policy:
+        """Who may be chosen and what it costs there: the same whoever chooses."""
+
     def choose(
         self, request: Request, snapshot: Snapshot, tried: Collection[Key], conditions: Conditions, rng: random.Random
     ) -> Chosen | None:
         """The holder to send the request to; None if none can take it."""
-
-    def weigh(
-        self,
-        request: Request,
-        holders: Iterable[Holder],
-        tried: Collection[Key],
-        conditions: Conditions,
-        *,
-        panic: bool = True,
-    ) -> Choices:
-        """Filter and cost the holders of the request's model. See Policy."""
-
-    def settled(self, choices: Choices, model: str) -> Candidate | None:
-        """The candidate to ready a model on. See Policy."""
 
 
 # Which of the candidates, in the order of their servers' names, gets a router's request number `turn`. Pure.
@@ -76,28 +66,12 @@ class Baseline:
     ) -> Chosen | None:
         """See RoutingPolicy."""
         holders = snapshot.holders.get(request.model, NOBODY).by_key.values()
-        fit = self.weigh(request, holders, tried, conditions).candidates
+        fit = self.costs.weigh(request, holders, tried, conditions).candidates
         hot = [each for each in fit if each.holder.model.residency is Residency.HOT] or fit
         if not hot:
             return None
         candidates = sorted(hot, key=lambda each: each.holder.member.key)
         return Chosen(self.rule(candidates, conditions.accounts, next(self.turns), rng), self.name, len(candidates))
-
-    def weigh(
-        self,
-        request: Request,
-        holders: Iterable[Holder],
-        tried: Collection[Key],
-        conditions: Conditions,
-        *,
-        panic: bool = True,
-    ) -> Choices:
-        """See Policy."""
-        return self.costs.weigh(request, holders, tried, conditions, panic=panic)
-
-    def settled(self, choices: Choices, model: str) -> Candidate | None:
-        """See Policy."""
-        return self.costs.settled(choices, model)
 
 
 def policy(name: PolicyName, zone: str, rates: Rates, near_share: float) -> RoutingPolicy:

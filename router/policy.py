@@ -87,6 +87,11 @@ class Policy:
     near_share: float = 0.05
     near_ms: float = 1.0
 
+    @property
+    def costs(self) -> "Policy":
+        """Its own."""
+        return self
+
     def choose(
         self, request: Request, snapshot: Snapshot, tried: Collection[Key], conditions: Conditions, rng: random.Random
     ) -> Chosen | None:

@@ -14,7 +14,7 @@ from router.ledger import Account
 from router.policy import Conditions, Policy
 from router.scorers import Rates
 from tests.fakes.clock import FakeClock
-from tests.unit.router.builders import HOT, endpoint, key, request, snapshot
+from tests.unit.router.builders import HOT, MODEL, endpoint, key, request, snapshot
 
 ASLEEP = replace(HOT, residency=Residency.ASLEEP, time_to_ready_ms=500.0)
 OTHER, OTHER_ASLEEP = (ModelState("other", each, 4096) for each in (Residency.HOT, Residency.ASLEEP))
@@ -25,14 +25,19 @@ POLICY = Policy("a", Rates(prefill_tokens_per_second=1000, itl_ms=10))
 
 
 def chosen(
-    *endpoints: Endpoint, failed: Collection[Endpoint] = (), yielding: tuple[str, ...] = (), **busy: Any
+    *endpoints: Endpoint,
+    failed: Collection[Endpoint] = (),
+    yielding: tuple[str, ...] = (),
+    model: str = MODEL,
+    **busy: Any,
 ) -> tuple[str, str]:
     """Where a request goes and who readies the model, empty for nobody; `busy` is what is on the first server."""
     clock = FakeClock()
     accounts = {key(endpoints[0]): Account(**busy), key(COLD): Account(load=Load(yielding=yielding))}
     conditions = Conditions(accounts, Breakers(EjectionRules(), clock, random.Random(1)), {}, {}, clock())
     unable = {key(each) for each in failed}
-    hot, nearest = choose_hot(POLICY, request(), snapshot(*endpoints), (), unable, conditions, random.Random(1))
+    asked = replace(request(), model=model)
+    hot, nearest = choose_hot(POLICY, asked, snapshot(*endpoints), (), unable, conditions, random.Random(1))
     return (
         hot.candidate.holder.member.endpoint.server if hot else "",
         nearest.holder.member.endpoint.server if nearest else "",
@@ -71,3 +76,32 @@ def test_a_first_copy_takes_it_only_where_it_must() -> None:
     assert chosen(COLD, yielding=("other",)) == ("", "a-2")
     free = endpoint("a-3", models=(replace(ASLEEP, time_to_ready_ms=900.0),))
     assert chosen(COLD, free, yielding=("other",)) == ("", "a-3")
+
+
+TUNED, TUNED_STAGED = (
+    ModelState("tuned", each, 4096, base="other", time_to_ready_ms=30.0) for each in (Residency.HOT, Residency.STAGED)
+)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "readies"),
+    [
+        ((OTHER,), ""),  # the adapter is nowhere else
+        ((OTHER, TUNED), "a-2"),
+        ((OTHER, TUNED_STAGED), "a-2"),  # loaded in no time, where its base is
+        ((OTHER_ASLEEP, TUNED_STAGED), ""),
+    ],
+)
+def test_a_bases_adapters_go_with_it(elsewhere: tuple[ModelState, ...], readies: str) -> None:
+    cold = replace(COLD, models=(ASLEEP, OTHER, TUNED))
+    third = endpoint("a-3", models=elsewhere)
+    found = chosen(BUSY, cold, third, yielding=("other",), own_prompt_tokens=5000)
+    assert found == ("" if readies else "a-1", readies)
+
+
+def test_an_adapter_whose_base_is_hot_takes_nobodys_place() -> None:
+    """What would make room there for a model makes none for it."""
+    busy = replace(BUSY, models=(HOT, replace(HOT, name="tuned", base="m")))
+    base_only = replace(COLD, models=(HOT, OTHER, replace(ASLEEP, name="tuned", base="m", time_to_ready_ms=30.0)))
+    found = chosen(busy, base_only, yielding=("other",), model="tuned", own_prompt_tokens=5000)
+    assert found == ("", "a-2")
