@@ -37,9 +37,9 @@ class Held(Mapping[Key, int]):
         """The tokens at one server, 0 if it holds nothing."""
         tokens = self._known.get(key)
         if tokens is None:
-            tokens = self._prefix.tokens(self._depths.get(key), self._prompt_tokens)
-            session = self._session.get(key, 0)
-            if tokens <= session * (1 + _OFF):
+            blocks = self._depths.get(key)
+            tokens = self._prefix.tokens(blocks, self._prompt_tokens) if blocks else 0
+            if self._session and tokens <= (session := self._session.get(key, 0)) * (1 + _OFF):
                 tokens = session
             self._known[key] = tokens
         return tokens or default

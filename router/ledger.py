@@ -51,6 +51,8 @@ class Account:
     @property
     def streams(self) -> float:
         """Streams running or waiting there, as far as can be told."""
+        if not self.peers:
+            return self.own_streams + self.others_streams
         return self.own_streams + self._others(self.others_streams, self.new_streams, self.own_streams)
 
     def _others(self, reported: float, new: int, own: float) -> float:
@@ -59,14 +61,17 @@ class Account:
         Routers that see the same reports would all choose the same server until the next one. What each has sent itself
         differs, so that weighing it more keeps them apart (docs/adr/0086).
         """
-        if not self.peers:
-            return reported
         return (1 - OWN_VIEW) * (reported + self.peers * new) + OWN_VIEW * self.peers * own
 
     def waiting_prompt_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
         """Prompt tokens to be computed before a request sent now: the others' have been worked on since the report."""
-        since = max(0.0, now_s - self.reported_at_s)
-        others = max(0.0, self.others_prompt_tokens - since * prefill_tokens_per_second)
+        others = self.others_prompt_tokens
+        if others:
+            others -= (now_s - self.reported_at_s) * prefill_tokens_per_second
+            if others < 0.0:
+                others = 0.0
+        if not self.peers:
+            return self.own_prompt_tokens + others
         return self.own_prompt_tokens + self._others(others, self.new_prompt_tokens, self.own_prompt_tokens)
 
     def due_ms(self, now_s: float) -> float:

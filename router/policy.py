@@ -144,21 +144,22 @@ class Policy:
         ejected: list[Holder] = []
         full = False
         excluded: dict[Key, str] = {}
+        breakers, accounts, rooms, now_s = conditions.breakers, conditions.accounts, conditions.rooms, conditions.now_s
         for holder in holders:
             key = holder.member.key
-            if why := filters.tried(key, tried):
+            if tried and (why := filters.tried(key, tried)):
                 excluded[key] = why
-            elif why := filters.ejected(key, conditions.breakers):
+            elif why := filters.ejected(key, breakers):
                 excluded[key] = why
                 ejected.append(holder)
-            elif why := filters.full(holder.member, conditions.accounts, conditions.rooms, conditions.now_s):
+            elif rooms is not None and (why := filters.full(holder.member, accounts, rooms, now_s)):
                 excluded[key] = why
                 full = True
             else:
                 fit.append(holder)
         if panic and not fit and not full:
             for holder in ejected:
-                if why := filters.full(holder.member, conditions.accounts, conditions.rooms, conditions.now_s):
+                if why := filters.full(holder.member, accounts, rooms, now_s):
                     excluded[holder.member.key] = why
                 else:
                     fit.append(holder)

@@ -48,7 +48,10 @@ class Expected:
 
 
 class Depths(Mapping[Key, int]):
-    """How many blocks of one chain each server holds, those with most first. Valid until the next await."""
+    """How many blocks of one chain each server holds, those with most first. Valid until the next await.
+
+    `levels`: depths, each with the bits of those that hold so much or more, deepest first.
+    """
 
     __slots__ = ("_keys", "_levels", "_slots")
 
@@ -65,23 +68,31 @@ class Depths(Mapping[Key, int]):
 
     def get(self, key: Key, default: int = 0) -> int:  # type: ignore[override]
         """The depth at one server, 0 if it holds nothing."""
-        slot = self._slots.get(key)
-        if slot is not None:
-            bit = slot.bit
-            for depth, bits in self._levels:
-                if bits & bit:
-                    return depth
-        return default
+        slot, levels = self._slots.get(key), self._levels
+        if slot is None:
+            return default
+        # Whoever is in one level is in all that are less deep.
+        bit, low, high = slot.bit, 0, len(levels)
+        while low < high:
+            middle = (low + high) >> 1
+            if levels[middle][1] & bit:
+                high = middle
+            else:
+                low = middle + 1
+        return levels[low][0] if low < len(levels) else default
 
     def __iter__(self) -> Iterator[Key]:
+        told = 0
         for _, bits in self._levels:
+            bits ^= told
+            told |= bits
             while bits:
                 bit = bits & -bits
                 bits ^= bit
                 yield self._keys[bit]
 
     def __len__(self) -> int:
-        return sum(bits.bit_count() for _, bits in self._levels)
+        return self._levels[-1][1].bit_count() if self._levels else 0
 
 
 class PrefixIndex:
@@ -180,18 +191,20 @@ class PrefixIndex:
             self.drop(key)
 
     def _levels(self, chain: Sequence[int]) -> list[tuple[int, int]]:
-        """Depths with the bits of the servers whose depth it is, deepest first."""
+        """Depths with the bits of the servers that hold so much or more, deepest first."""
         holders, coming, at = self._holders, self._coming, self._alive
         levels: list[tuple[int, int]] = []
         depth = 0
         for block in chain:
-            bits = (holders.get(block, 0) | coming.get(block, 0)) & at
+            bits = holders.get(block, 0) & at
             if bits != at:
-                if depth:
-                    levels.append((depth, at ^ bits))
-                at = bits
-                if not at:
-                    break
+                bits |= coming.get(block, 0) & at
+                if bits != at:
+                    if depth:
+                        levels.append((depth, at))
+                    at = bits
+                    if not at:
+                        break
             depth += 1
         if at and depth:
             levels.append((depth, at))

@@ -71,28 +71,29 @@ def cost(
     `held_tokens` of the request's session are in the cache there; `way_ms` is the way to its zone, 0 at home.
     `share` of its places may be taken: less than 1 soon after its return.
     """
-    load = account.load
+    # Run for some sixteen candidates of each request: what is not there is not called for.
+    load, tokens, output_tokens = account.load, request.prompt_tokens, request.expected_output_tokens
     prefill_per_s = load.prefill_tokens_per_second or rates.prefill_tokens_per_second
     itl_ms = load.itl_ms or rates.itl_ms
     streams = account.streams
 
-    ready_ms = _ready_ms(holder, load.room_ms, rates)
+    ready_ms = 0.0 if holder.model.residency is Residency.HOT else _ready_ms(holder, load.room_ms, rates)
     queue_ms = account.waiting_prompt_tokens(now_s, prefill_per_s) / prefill_per_s * 1e3
-    places, lasts_ms = holder.member.endpoint.max_streams, request.expected_output_tokens * itl_ms
+    places, lasts_ms = holder.member.endpoint.max_streams, output_tokens * itl_ms
     if load.waiting and load.kv_usage >= KV_FULL:
         places = max(1, min(places, load.running))
-    full_ms = _full_ms(streams, places, lasts_ms)
+    full_ms = _full_ms(streams, places, lasts_ms) if streams > places - 1 else 0.0
     queue_ms += full_ms
     ramp_ms = 0.0 if share >= 1.0 else _full_ms(streams, max(1, int(share * places)), lasts_ms) - full_ms
     # The engine always computes the last token of a prompt itself.
-    cached = min(held_tokens, request.prompt_tokens - 1)
-    computing_ms = (request.prompt_tokens - cached) / prefill_per_s * 1e3
+    cached = held_tokens if held_tokens < tokens else tokens - 1
+    computing_ms = (tokens - cached) / prefill_per_s * 1e3
     # Its prompt joins a step, which takes as long as the streams' do besides.
     prefill_ms = load.itl_ms + computing_ms
     # Each stream there slows each of our tokens, and we each of its; and our prompt holds it up once.
-    slower_ms = 2 * rates.decode_slowdown_per_stream * itl_ms + computing_ms / request.expected_output_tokens
+    slower_ms = 2 * rates.decode_slowdown_per_stream * itl_ms + computing_ms / output_tokens
     # A delay is worth itself at most, so that an answer of five tokens counts five times what each is later.
-    worth = min(rates.pace_worth, request.expected_output_tokens)
+    worth = rates.pace_worth if rates.pace_worth < output_tokens else output_tokens
     # And who comes while our prompt waits and is computed gets his first token as much later: as many come as end,
     # which by Little's law are those there over the time that each stays.
     first_ms = queue_ms + computing_ms
@@ -123,8 +124,7 @@ def _full_ms(streams: float, places: int, lasts_ms: float) -> float:
 
 
 def _ready_ms(holder: Holder, room_ms: float, rates: Rates) -> float:
-    if holder.model.residency is Residency.HOT:
-        return 0.0
+    """Of a model that is not hot."""
     if not holder.needs_room:
         return holder.model.time_to_ready_ms or rates.unmeasured_adapter_ms
     return (holder.model.time_to_ready_ms or rates.unmeasured_ready_ms) + room_ms

@@ -51,10 +51,12 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """All members that can serve one model: by server and epoch, and the same by zone, in the order of their points."""
+    """All members that can serve one model: by server and epoch, and the same by zone, in the order of their points;
+    and these points."""
 
     by_key: Mapping[Key, Holder] = field(default_factory=lambda: MappingProxyType({}))
     by_zone: Mapping[str, tuple[Holder, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    points: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 NOBODY = Holders()
@@ -119,9 +121,11 @@ def _holders(serving: list[Holder]) -> Holders:
     by_zone: dict[str, list[Holder]] = {}
     for holder in serving:
         by_zone.setdefault(holder.member.endpoint.zone, []).append(holder)
+    rings = {zone: tuple(sorted(there, key=_point)) for zone, there in by_zone.items()}
     return Holders(
         MappingProxyType({holder.member.key: holder for holder in serving}),
-        MappingProxyType({zone: tuple(sorted(there, key=_point)) for zone, there in by_zone.items()}),
+        MappingProxyType(rings),
+        MappingProxyType({zone: tuple(map(_point, ring)) for zone, ring in rings.items()}),
     )
 
 
