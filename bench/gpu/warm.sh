@@ -16,10 +16,11 @@ policies() {
     --logs "$scratch/policies" --out "$out/warm-policies-$gpus.jsonl" -- "${shape[@]}"
   gzip -f "$out/warm-policies-$gpus.jsonl" || true
 }
-# One server, two models, one hot at a time.
+# One server, two models, one hot at a time. The small one first: whoever has just become hot stays for five times what it took
+# to load, unless hardly anybody asks for it.
 residency() {
-  bounded warm-residency 240 python3 -m bench.warm --rounds 0 --model "${MODEL:-$big}" --cycles 2 \
-    --residency "second=$small" --logs "$scratch/residency" --out "$out/warm-residency.jsonl" -- "${eager[@]}"
+  bounded warm-residency 240 python3 -m bench.warm --rounds 0 --model "$small" --name small --cycles 2 \
+    --residency "big=${MODEL:-$big}" --logs "$scratch/residency" --out "$out/warm-residency.jsonl" -- "${eager[@]}"
 }
 levels() {
   bounded warm-levels 150 python3 -m bench.warm.levels --model "$small" --load-format "$weights" \
