@@ -1,6 +1,6 @@
 """What an engine is: the one interface behind which vLLM and the simulator sit."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -117,6 +117,10 @@ class EngineOutput(NamedTuple):
     prefill_ms: float | None = None
 
 
+# Takes one output, at once.
+Take = Callable[[EngineOutput], None]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
     """The engine's own figures after its latest step. `steps` counts up with every step and never otherwise."""
@@ -157,6 +161,14 @@ class Engine(Protocol):
         where they cannot be this request's, at any time before something new; `resume_mode` (unsupported) where the
         engine cannot do it for this request. `cached_tokens` counts tokens of the prompt only. An adapter that the
         engine does not hold is refused as `lora_adapter`.
+        """
+
+    async def run(self, request: EngineRequest, take: Take) -> None:
+        """The same, handed over: `take` gets each output as it comes, from within the engine's work on its step, and
+        must not wait. Returns behind the last.
+
+        Raises what `generate` raises, and what `take` raised, which takes the sequence off the engine and harms no
+        other. Cancelling aborts it; `take` is not called any more then.
         """
 
     def load(self) -> EngineLoad:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,12 +19,13 @@ from model_server.engine import (
     EngineRefused,
 )
 from model_server.metrics import ServerMetrics
+from model_server.out import Out
 from model_server.progress import Progress
 from model_server.residency.asked import asked
 from model_server.residency.models import Models
-from model_server.run import Run, Write, on
+from model_server.run import Run, on
 from model_server.tickets import TicketCheck
-from stoker.v1 import generation_pb2, inference_pb2
+from stoker.v1 import generation_pb2
 from stoker_common import logs
 from stoker_common.failure import first_refusal
 from stoker_common.refusal import Code, Refusal, invalid, unavailable, unimplemented
@@ -58,36 +59,33 @@ class Generator:
     async def serve(
         self,
         generation: generation_pb2.Generation,
-        write: Write,
+        out: Out,
         *,
         remaining_s: float | None,
         parent: Context,
         progress: Progress | None = None,
         ticket: bytes = b"",
     ) -> None:
-        """Serve one request: hand its parts to `write` until it has finished. Raises Refusal.
+        """Serve one request: put its parts into `out` until it has finished. Raises Refusal.
 
         `remaining_s` is what the caller's deadline leaves, None if there is none. Cancelling takes the request off the
         engine at once. `progress` counts the engine's outputs, for who watches. `ticket` came along to let it in.
         """
         with self._direct.stream(self._tickets.admit(ticket, generation)) as direct:
-            await self._serve(
-                generation, write if direct is None else _telling(write, direct), remaining_s, parent, progress, direct
-            )
+            await self._serve(generation, out, remaining_s, parent, progress, direct)
 
     async def _serve(
         self,
         generation: generation_pb2.Generation,
-        write: Write,
+        out: Out,
         remaining_s: float | None,
         parent: Context,
         progress: Progress | None,
         direct: DirectStream | None,
     ) -> None:
         request_id = generation.request_id or uuid.uuid4().hex
-        run = Run(
-            self.endpoint, generation, request_id, f"{request_id}.{next(self._serial)}", write, progress or Progress()
-        )
+        engine_id = f"{request_id}.{next(self._serial)}"
+        run = Run(self.endpoint, generation, request_id, engine_id, out, progress or Progress(), direct)
         outcome = "UNKNOWN"
         with (
             logs.bound(request_id=request_id),
@@ -100,8 +98,14 @@ class Generator:
                 async with held.admission.request(remaining_s, sequences=generation.sampling.n or 1) as entry:
                     if direct is not None:
                         direct.runs(entry)
-                    async with self.models.use(held, remaining_s, run.wait):
-                        await run.run(on(held), self._traces)
+                    try:
+                        async with self.models.use(held, remaining_s, run.wait):
+                            await run.run(on(held), self._traces)
+                    except Exception:
+                        # What came before goes out before how it ended.
+                        await out.written()
+                        raise
+                    await out.written()
                 outcome = "OK"
             except asyncio.CancelledError:
                 # gRPC cancels as well when the deadline passes, and may be a moment ahead of our own timer.
@@ -141,19 +145,6 @@ class Generator:
         if span.is_recording():
             span.set_attributes({f"stoker.{key}": value for key, value in facts.items()})
             span.set_attribute("stoker.request_id", run.request_id)
-
-
-def _telling(write: Write, direct: DirectStream) -> Write:
-    """`write`, and the router that reserved the stream hears how it starts and how it finishes."""
-
-    def tell(part: inference_pb2.GenerateStreamResponse) -> Awaitable[None]:
-        if part.HasField("started"):
-            direct.started(part.started)
-        if part.HasField("finished"):
-            direct.finished(part.finished)
-        return write(part)
-
-    return tell
 
 
 def _refusal(error: Exception) -> Refusal | None:

@@ -18,7 +18,7 @@ from model_server.direct import DirectStreams
 from model_server.generation import Generator
 from model_server.parts import duration
 from model_server.progress import Progress, Watch
-from stoker.v1 import endpoint_pb2, inference_pb2, worker_link_pb2
+from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common import wire
 from stoker_common.clock import Clock
 from stoker_common.link.hello import hear_hello, heard
@@ -89,6 +89,23 @@ class Links:
                 await session.run()
             finally:
                 self._sessions.discard(session)
+
+
+class _Put:
+    """Implements `out.Out`: a stream's share of the outbox, which has limits of its own."""
+
+    __slots__ = ("_outbox", "_stream_id")
+
+    def __init__(self, outbox: Outbox, stream_id: int) -> None:
+        self._outbox = outbox
+        self._stream_id = stream_id
+
+    def put(self, part: bytes, tokens: int) -> None:
+        """See Out."""
+        self._outbox.put(self._stream_id, part, tokens)
+
+    async def written(self) -> None:
+        """See Out. The link's writer is not waited for: it sends when it can."""
 
 
 class LinkSession:
@@ -215,16 +232,13 @@ class LinkSession:
         return self._watch.look(now_s, step, self._endpoint().load, self._progress)
 
     async def _serve(self, start: Start) -> None:
-        outbox, stream_id = self._outbox, start.stream_id
+        stream_id = start.stream_id
         progress = self._progress[stream_id] = Progress()
-
-        async def write(part: inference_pb2.GenerateStreamResponse) -> None:
-            outbox.put(stream_id, part.SerializeToString(), sum(len(delta.token_ids) for delta in part.deltas))
 
         try:
             await self._generator.serve(
                 start.generation,
-                write,
+                _Put(self._outbox, stream_id),
                 remaining_s=start.remaining_s,
                 parent=start.parent,
                 progress=progress,

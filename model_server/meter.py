@@ -40,8 +40,7 @@ class DecayedRatio:
 
 
 class SequenceMeter:
-    """One sequence on the engine. Whoever relays it calls `output` for each output, and sets `delivering` while he
-    hands one on: then it is the reader who is slow, and the engine may have nothing to do for this sequence."""
+    """One sequence on the engine. Whoever relays it calls `output` for each output, and `end` behind the last."""
 
     __slots__ = (
         "_ended",
@@ -50,7 +49,6 @@ class SequenceMeter:
         "_prompt_tokens",
         "_settled_at",
         "_settled_tokens",
-        "delivering",
         "first_at",
         "last_at",
         "tokens",
@@ -62,7 +60,6 @@ class SequenceMeter:
         self._settled_at = 0.0
         self._settled_tokens = 0
         self._ended = False
-        self.delivering = False
         self._first_tokens = 0
         self.tokens = 0
         self.first_at: float | None = None
@@ -173,8 +170,8 @@ class Meter:
 
     @property
     def busy(self) -> bool:
-        """Whether the engine owes anybody an output."""
-        return any(not sequence.delivering for sequence in self.sequences)
+        """Whether the engine owes anybody an output. A reader who is slow keeps none from it."""
+        return bool(self.sequences)
 
     @property
     def waiting_prompt_tokens(self) -> int:

@@ -9,6 +9,7 @@ from discovery.endpoint import Endpoint
 from discovery.messages import load_to_proto
 from model_server.engine import EngineOutput
 from stoker.v1 import inference_pb2
+from stoker_common.varint import varint
 
 
 def duration(seconds: float) -> duration_pb2.Duration:
@@ -41,6 +42,40 @@ def started(
         numerics_class=numerics_class,
         load=load_to_proto(endpoint.load),
     )
+
+
+_BYTES = 2
+_VARINT = 0
+_DELTAS = bytes((inference_pb2.GenerateStreamResponse.DELTAS_FIELD_NUMBER << 3 | _BYTES,))
+_INDEX = bytes((inference_pb2.Delta.INDEX_FIELD_NUMBER << 3 | _VARINT,))
+_TEXT = bytes((inference_pb2.Delta.TEXT_FIELD_NUMBER << 3 | _BYTES,))
+_TOKEN_IDS = bytes((inference_pb2.Delta.TOKEN_IDS_FIELD_NUMBER << 3 | _BYTES,))
+# One delta of a short text and one id of two or three bytes, as most are. Their lengths add up to below 128.
+_SHORT = 100
+_OF_TWO = _DELTAS + b"%c" + _TEXT + b"%c%b" + _TOKEN_IDS + b"\x02%c%c"
+_OF_THREE = _DELTAS + b"%c" + _TEXT + b"%c%b" + _TOKEN_IDS + b"\x03%c%c%c"
+
+
+def plain_part(index: int, text: str, token_ids: Sequence[int]) -> bytes:
+    """A serialised `GenerateStreamResponse` of one delta with text and ids alone, as `add_delta` and protobuf make it.
+
+    Runs once a token, and takes a fifth of the time: no message is made.
+    """
+    data = text.encode()
+    size = len(data)
+    if 0 < size < _SHORT and not index and len(token_ids) == 1:
+        (one,) = token_ids
+        if 0x4000 <= one < 0x200000:
+            return _OF_THREE % (size + 7, size, data, one & 0x7F | 0x80, one >> 7 & 0x7F | 0x80, one >> 14)
+        if 0x80 <= one < 0x4000:
+            return _OF_TWO % (size + 6, size, data, one & 0x7F | 0x80, one >> 7)
+    delta = _INDEX + varint(index) if index else b""
+    if data:
+        delta += _TEXT + varint(len(data)) + data
+    if token_ids:
+        ids = varint(token_ids[0]) if len(token_ids) == 1 else b"".join(map(varint, token_ids))
+        delta += _TOKEN_IDS + varint(len(ids)) + ids
+    return _DELTAS + varint(len(delta)) + delta
 
 
 def add_delta(response: inference_pb2.GenerateStreamResponse, index: int, output: EngineOutput) -> None:

@@ -1,11 +1,12 @@
 """One request on the engine: encoded, run, answered in parts; and what is known of it so far."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.endpoint import Endpoint
 from model_server.cached_prompt import CachedPrompt
+from model_server.direct import DirectStream
 from model_server.engine import (
     Engine,
     EngineDead,
@@ -15,7 +16,8 @@ from model_server.engine import (
 )
 from model_server.fanout import relay
 from model_server.meter import Meter, SequenceMeter
-from model_server.parts import add_delta, duration, started
+from model_server.out import Out
+from model_server.parts import add_delta, duration, plain_part, started
 from model_server.prefixes import CachedPrefixes
 from model_server.progress import Progress
 from model_server.residency import move
@@ -28,8 +30,6 @@ from stoker_common import tracing
 from stoker_common.resuming import MODES, Exactness, Mode, continuation
 from stoker_common.tracing import Tracing
 from stoker_common.validate import check_fits
-
-Write = Callable[[inference_pb2.GenerateStreamResponse], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,11 @@ class Run:
         generation: generation_pb2.Generation,
         request_id: str,
         engine_id: str,
-        write: Write,
+        out: Out,
         progress: Progress,
+        direct: DirectStream | None = None,
     ) -> None:
+        """`direct`: whoever is to hear how it starts and how it finishes."""
         self.began = time.monotonic()
         self.request_id = request_id
         self.model = ""  # until it is known to be here
@@ -75,8 +77,9 @@ class Run:
         self._ready_s = 0.0
         self._generation = generation
         self._engine_id = engine_id
-        self._write = write
+        self._out = out
         self._progress = progress
+        self._direct = direct
         self._meters: dict[int, SequenceMeter] = {}
         # Where outputs go on that began elsewhere, by index.
         self._seams = {
@@ -95,7 +98,7 @@ class Run:
         part.progress.fraction = progress.fraction
         if progress.remaining_s is not None:
             part.progress.remaining.CopyFrom(duration(progress.remaining_s))
-        await self._write(part)
+        self._out.put(part.SerializeToString(), 0)
 
     async def run(self, on: On, traces: Tracing) -> None:
         """Until all of its outputs have finished. Raises Refusal, EngineError. Cancelling takes it off the engine."""
@@ -123,10 +126,10 @@ class Run:
             self._meters = {index: on.meter.begin(len(ids)) for index in requests}
             try:
                 if requests:
-                    await relay(on.engine, requests, self._meters, self._emit)
+                    await relay(on.engine, requests, self._meters, self._take)
                 else:
                     # Its last token had come; only its end had not.
-                    await self._emit([(0, EngineOutput("", ()))])
+                    self._take(0, EngineOutput("", ()))
             finally:
                 if on.cache is not None:
                     on.cache.dropped(on.engine.dropped())
@@ -135,25 +138,30 @@ class Run:
                 if span.is_recording():
                     span.set_attributes(self._attributes())
 
-    async def _emit(self, batch: Sequence[tuple[int, EngineOutput]]) -> None:
+    def _take(self, index: int, output: EngineOutput) -> None:
         # Once a token and stream: whatever can be done once a request is done elsewhere.
         self._progress.outputs += 1
+        if self._cached is not None:
+            self._cached.output(output)
+        if not self._started or output.finish_reason or output.logprobs or index in self._seams:
+            self._tell(index, output)
+        elif output.token_ids or output.text:
+            self._out.put(plain_part(index, output.text, output.token_ids), len(output.token_ids))
+
+    def _tell(self, index: int, output: EngineOutput) -> None:
+        """The same for all that is more than text and ids."""
         response = inference_pb2.GenerateStreamResponse()
         if not self._started:
-            self._start(response, batch[0][1])
-        cached = self._cached
-        for index, output in batch:
-            if cached is not None:
-                cached.output(output)
-            if output.finish_reason:
-                self._unfinished -= 1
-            rest = self._seams[index].cut(output) if index in self._seams else output
-            if rest is not None and (rest.token_ids or rest.text or rest.finish_reason):
-                add_delta(response, index, rest)
+            self._start(response, output)
+        if output.finish_reason:
+            self._unfinished -= 1
+        rest = self._seams[index].cut(output) if index in self._seams else output
+        if rest is not None and (rest.token_ids or rest.text or rest.finish_reason):
+            add_delta(response, index, rest)
         if not self._unfinished:
             self._finish(response)
         if response.deltas or response.HasField("started") or response.HasField("finished"):
-            await self._write(response)
+            self._out.put(response.SerializeToString(), sum(len(delta.token_ids) for delta in response.deltas))
 
     def _start(self, response: inference_pb2.GenerateStreamResponse, first: EngineOutput) -> None:
         self._started = True
@@ -177,6 +185,8 @@ class Run:
         if self._mode is not None:
             response.started.resume_mode = self._mode
             response.started.resume_exactness = self._exactness
+        if self._direct is not None:
+            self._direct.started(response.started)
 
     def _finish(self, response: inference_pb2.GenerateStreamResponse) -> None:
         if self._cached is not None:
@@ -196,6 +206,8 @@ class Run:
         if self.itl_s is not None:
             timings.itl.CopyFrom(duration(self.itl_s))
         timings.total.CopyFrom(duration(time.monotonic() - self.began))
+        if self._direct is not None:
+            self._direct.finished(response.finished)
 
     @property
     def completion_tokens(self) -> int:

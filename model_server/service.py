@@ -1,11 +1,9 @@
 """Generations that arrive call by call, handed to the generator."""
 
-from collections.abc import Awaitable
-
 import grpc
 
 from model_server.generation import Generator
-from model_server.run import Write
+from model_server.out import Kept, Out, writing
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import Fold
@@ -36,12 +34,10 @@ class InferenceService:
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> inference_pb2.GenerateResponse:
         _require(request.HasField("generation"))
+        kept = Kept()
+        await self._serve(request.generation, kept, context)
         fold = Fold()
-
-        async def add(part: inference_pb2.GenerateStreamResponse) -> None:
-            fold.add(part)
-
-        await self._serve(request.generation, add, context)
+        fold.add(kept.whole())
         return fold.response()
 
     async def _stream(self, data: bytes, context: Context) -> None:
@@ -49,21 +45,16 @@ class InferenceService:
         async with guard(context, f"{INFERENCE}/GenerateStream"):
             request = parse(inference_pb2.GenerateStreamRequest, data)
             _require(request.HasField("generation"))
-            send = context.write
+            async with writing(context.write) as out:
+                await self._serve(request.generation, out, context)
 
-            # Runs once a token: hands on gRPC's own awaitable instead of wrapping it in another coroutine.
-            def write(part: inference_pb2.GenerateStreamResponse) -> Awaitable[None]:
-                return send(part.SerializeToString())
-
-            await self._serve(request.generation, write, context)
-
-    async def _serve(self, generation: generation_pb2.Generation, write: Write, context: Context) -> None:
+    async def _serve(self, generation: generation_pb2.Generation, out: Out, context: Context) -> None:
         # The stubs say float, and it is None without a deadline.
         remaining_s: float | None = context.time_remaining()
         metadata = context.invocation_metadata() or ()
         parent = tracing.extract(metadata)
         ticket = next((value for key, value in metadata if key == METADATA_KEY and isinstance(value, bytes)), b"")
-        await self._generator.serve(generation, write, remaining_s=remaining_s, parent=parent, ticket=ticket)
+        await self._generator.serve(generation, out, remaining_s=remaining_s, parent=parent, ticket=ticket)
 
 
 def _require(has_generation: bool) -> None:

@@ -17,6 +17,7 @@ from model_server.engine import (
     EngineRefused,
     EngineRequest,
     ResumeMode,
+    Take,
 )
 from model_server.engines.adapters import Adapters
 from model_server.engines.sim_chat import render
@@ -28,6 +29,7 @@ from model_server.engines.sim_scheduler import Scheduler, Step, step_seconds
 from model_server.engines.sim_settings import SimSettings
 from model_server.engines.sim_stream import SimStream
 from model_server.engines.sim_tokenizer import SimTokenizer
+from model_server.handing import handed
 from stoker.v1 import generation_pb2, inference_pb2
 
 # Both change whenever the same request would give other tokens.
@@ -151,6 +153,10 @@ class SimEngine:
                         return
         finally:
             self._forget(stream)
+
+    async def run(self, request: EngineRequest, take: Take) -> None:
+        """See Engine.run."""
+        await handed(self.generate(request), take)
 
     def load(self) -> EngineLoad:
         """The figures of this moment."""

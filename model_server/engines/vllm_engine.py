@@ -5,7 +5,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
-from contextlib import aclosing
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from model_server.engine import (
     EngineRefused,
     EngineRequest,
     ResumeMode,
+    Take,
 )
 from model_server.engines import vllm_api, vllm_resume, vllm_warmup
 from model_server.engines.vllm_adapters import VllmAdapters, lora_arguments
@@ -30,6 +31,7 @@ from model_server.engines.vllm_sampling import Abilities, sampling_params
 from model_server.engines.vllm_settings import VllmSettings
 from model_server.engines.vllm_stats import StepStats
 from model_server.engines.vllm_tap import StepTap
+from model_server.handing import generated
 from stoker.v1 import generation_pb2, inference_pb2
 
 # How long a process that was killed may take to be gone.
@@ -127,19 +129,23 @@ class VllmEngine:
             raise EngineError("the engine has not started: await start() first")
         return await self._prompts.encode(generation)
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """One sequence, a step at a time; closing the generator aborts it. Raises EngineRefused, EngineDead."""
+        return generated(self.run, request)
+
+    async def run(self, request: EngineRequest, take: Take) -> None:
+        """See Engine.run. Raises EngineRefused, EngineDead."""
         self._running()
         if self._asleep:
             raise EngineError("the engine sleeps")
         _refuse_foreign(request.prompt_token_ids, self.info)
         with self._held_adapters().using(request.adapter) as lora:
-            outputs = self._resume(request, lora) if request.emitted_token_ids else self._generate(request, lora)
-            async with aclosing(outputs):
-                async for output in outputs:
-                    yield output
+            if request.emitted_token_ids:
+                await self._resume(request, lora, take)
+            else:
+                await self._run(request, lora, take)
 
-    async def _resume(self, request: EngineRequest, lora: Any) -> AsyncGenerator[EngineOutput, None]:
+    async def _resume(self, request: EngineRequest, lora: Any, take: Take) -> None:
         """Go on with what was emitted elsewhere: first that, then what is new."""
         llm, limits, openings, abilities = self._running(), self._resuming, self._openings, self._abilities
         if limits is None or openings is None or abilities is None:
@@ -153,32 +159,36 @@ class VllmEngine:
             detokenizer = vllm_api.detokenizer(llm, request.request_id, request.prompt_token_ids, original)
             opening = vllm_resume.opening(request, detokenizer, original, limits)
             if opening.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
-                yield opening
+                take(opening)
                 return
             openings.add(request.request_id, detokenizer)
+
+        def taken(output: EngineOutput) -> None:
+            nonlocal opening, left
+            # vLLM counts the emitted ids as cached too, where it finds them.
+            told = output._replace(cached_tokens=min(output.cached_tokens, prompt_tokens))
+            if opening is not None:
+                opened, opening, left = opening, None, 0
+                take(
+                    opened._replace(
+                        cached_tokens=told.cached_tokens, queue_ms=told.queue_ms, prefill_ms=told.prefill_ms
+                    )
+                )
+            left -= len(told.token_ids)
+            if left > 0 and told.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
+                raise vllm_resume.past_the_end(len(request.emitted_token_ids) - left)
+            take(told)
+
         try:
-            async with aclosing(self._generate(asked, lora, vllm_resume.extra_args(request))) as outputs:
-                async for output in outputs:
-                    # vLLM counts the emitted ids as cached too, where it finds them.
-                    told = output._replace(cached_tokens=min(output.cached_tokens, prompt_tokens))
-                    if opening is not None:
-                        yield opening._replace(
-                            cached_tokens=told.cached_tokens, queue_ms=told.queue_ms, prefill_ms=told.prefill_ms
-                        )
-                        opening = None
-                        left = 0
-                    left -= len(told.token_ids)
-                    if left > 0 and told.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
-                        raise vllm_resume.past_the_end(len(request.emitted_token_ids) - left)
-                    yield told
+            await self._run(asked, lora, taken, vllm_resume.extra_args(request))
         finally:
             openings.forget(request.request_id)
 
-    async def _generate(
-        self, request: EngineRequest, lora: Any, extra_args: dict[str, list[int]] | None = None
-    ) -> AsyncGenerator[EngineOutput, None]:
-        llm = self._running()
-        if self._abilities is None:
+    async def _run(
+        self, request: EngineRequest, lora: Any, take: Take, extra_args: dict[str, list[int]] | None = None
+    ) -> None:
+        llm, tap = self._running(), self._tap
+        if self._abilities is None or tap is None:
             raise EngineError("the engine has not started: await start() first")
         sampling = sampling_params(request, self._abilities)
         sampling.extra_args = extra_args
@@ -194,26 +204,27 @@ class VllmEngine:
             lora=lora,
         )
         self._streams += 1
-        handed_s = time.monotonic()
-        begun = False
-        try:
-            async for output in stream:
-                converted = engine_output(output, request, handed_s)
-                begun = True
-                yield converted
-        except vllm_api.EngineDeadError as error:
-            raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why") from error
-        except vllm_api.EngineGenerateError as error:
-            if not begun and isinstance(error.__cause__, vllm_api.REFUSALS):
-                raise _refused(error.__cause__, request) from error
-            raise EngineFailed(f"vLLM failed on the request: {error.__cause__ or error}") from error
-        except vllm_api.REFUSALS as error:
-            if begun:
-                raise EngineFailed(f"vLLM failed on the request: {error}") from error
-            raise _refused(error, request) from error
-        finally:
-            self._streams -= 1
-            await stream.aclose()
+        convert = partial(engine_output, request=request, handed_s=time.monotonic())
+        with tap.sink(request.request_id, convert, take) as sink:
+            try:
+                # Outputs go to the sink; vLLM's own way brings what ends the request.
+                async for _ in stream:
+                    pass
+            except vllm_api.EngineDeadError as error:
+                raise EngineDead("vLLM's engine process is gone: its own log, on standard error, says why") from error
+            except vllm_api.EngineGenerateError as error:
+                if sink.failure is not None:
+                    raise sink.failure from None
+                if not sink.begun and isinstance(error.__cause__, vllm_api.REFUSALS):
+                    raise _refused(error.__cause__, request) from error
+                raise EngineFailed(f"vLLM failed on the request: {error.__cause__ or error}") from error
+            except vllm_api.REFUSALS as error:
+                if sink.begun:
+                    raise EngineFailed(f"vLLM failed on the request: {error}") from error
+                raise _refused(error, request) from error
+            finally:
+                self._streams -= 1
+                await stream.aclose()
 
     def load(self) -> EngineLoad:
         """The figures of the latest step."""

@@ -381,6 +381,45 @@ class EngineContract:
             reader.cancel()
         await until_idle(engine)
 
+    async def test_what_is_handed_over_is_what_is_generated(self, engine: Engine, capabilities: Capabilities) -> None:
+        prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
+        got: list[EngineOutput] = []
+        await engine.run(request_for(prompt_token_ids, greedy(), capabilities.tokens), got.append)
+        answer = await whole(engine, request_for(prompt_token_ids, greedy(), capabilities.tokens))
+        assert Whole(got).token_ids == answer.token_ids and Whole(got).text == answer.text
+        assert [bool(output.finish_reason) for output in got] == [False] * (len(got) - 1) + [True]
+
+    async def test_cancelling_a_run_frees_the_engine_and_hands_nothing_more_over(self, engine: Engine) -> None:
+        prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
+        most = engine.info.max_model_tokens - len(prompt_token_ids)
+        got: list[EngineOutput] = []
+        running = asyncio.ensure_future(engine.run(request_for(prompt_token_ids, greedy(), most), got.append))
+        await until(lambda: len(got) >= 2, "two outputs", 5.0)
+        running.cancel()
+        await asyncio.wait((running,))
+        came = len(got)
+        assert running.cancelled()
+        await until_idle(engine)
+        assert len(got) == came
+
+    async def test_what_a_taker_raises_ends_its_own_sequence(self, engine: Engine, capabilities: Capabilities) -> None:
+        prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
+        most = engine.info.max_model_tokens - len(prompt_token_ids)
+        for room in (0, 1):
+            taken: list[EngineOutput] = []
+
+            def take(output: EngineOutput, room: int = room, taken: list[EngineOutput] = taken) -> None:
+                if len(taken) == room:
+                    raise BufferError
+                taken.append(output)
+
+            other = asyncio.ensure_future(whole(engine, request_for(prompt_token_ids, greedy(), capabilities.tokens)))
+            with pytest.raises(BufferError):
+                await engine.run(request_for(prompt_token_ids, greedy(), most), take)
+            assert len(taken) == room
+            assert len((await other).token_ids) == capabilities.tokens
+        await until_idle(engine)
+
     async def test_lower_priorities_come_first(self, engine: Engine, capabilities: Capabilities) -> None:
         if not capabilities.priority:
             pytest.skip("no priorities")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 from opentelemetry.context import Context
@@ -18,10 +18,13 @@ from model_server.engine import (
     EngineOutput,
     EngineRefused,
     EngineRequest,
+    Take,
 )
 from model_server.generation import Generator
+from model_server.handing import handed
 from model_server.inflight import InFlight
 from model_server.metrics import ServerMetrics
+from model_server.out import writing
 from model_server.tickets import TicketCheck
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.refusal import Code, Refusal, unavailable
@@ -60,6 +63,9 @@ class ScriptedEngine:
                 yield output
         finally:
             self.open -= 1
+
+    async def run(self, request: EngineRequest, take: Take) -> None:
+        await handed(self.generate(request), take)
 
     def load(self) -> EngineLoad:
         return EngineLoad()
@@ -105,18 +111,26 @@ class Served:
             direct=DirectStreams(time.monotonic),
         )
 
-    async def keep(self, part: inference_pb2.GenerateStreamResponse) -> None:
-        self.parts.append(part)
+    def put(self, part: bytes, tokens: int) -> None:
+        self.parts.append(inference_pb2.GenerateStreamResponse.FromString(part))
+        assert tokens == sum(len(delta.token_ids) for delta in self.parts[-1].deltas)
+
+    async def written(self) -> None:
+        return
 
     async def serve(
-        self, asked: generation_pb2.Generation, remaining_s: float | None = None, *, write: object = None
+        self,
+        asked: generation_pb2.Generation,
+        remaining_s: float | None = None,
+        *,
+        write: Callable[[bytes], Awaitable[None]] | None = None,
     ) -> None:
-        await self.generator.serve(
-            asked,
-            self.keep if write is None else write,  # type: ignore[arg-type]
-            remaining_s=remaining_s,
-            parent=Context(),
-        )
+        """`write`: as a call does it."""
+        if write is None:
+            await self.generator.serve(asked, self, remaining_s=remaining_s, parent=Context())
+            return
+        async with writing(write) as out:
+            await self.generator.serve(asked, out, remaining_s=remaining_s, parent=Context())
 
     def outcome(self, code: str) -> float | None:
         labels = {"model": "sim-model@2", "outcome": code}
@@ -225,7 +239,7 @@ async def test_a_deadline_takes_it_off_the_engine(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 3])
 async def test_a_reader_that_stopped_reading_meets_deadline_and_drain_and_is_not_the_engines_fault(n: int) -> None:
-    async def stuck_write(_: inference_pb2.GenerateStreamResponse) -> None:
+    async def stuck_write(_: bytes) -> None:
         await asyncio.Event().wait()
 
     served = Served(two_tokens)
@@ -263,7 +277,7 @@ async def test_a_cancel_takes_it_off_the_engine(n: int) -> None:
 
 
 async def test_a_write_that_fails_takes_it_off_the_engine() -> None:
-    async def broken(_: inference_pb2.GenerateStreamResponse) -> None:
+    async def broken(_: bytes) -> None:
         raise ConnectionError
 
     for n in (1, 3):
