@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 def over(flight: Flight, metrics: RouterMetrics, **more: object) -> None:
     """The request is over. `more` goes into the log's line."""
     metrics.observe(flight)
-    log.info("request", extra={**flight.summary(), **more})
+    if log.isEnabledFor(logging.INFO):
+        log.info("request", extra={**flight.summary(), **more})
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Where requests come in, by call or by link: checked, given an id, their deadline on this process's clock."""
 
-import uuid
+import os
 from collections.abc import AsyncGenerator
 
 from opentelemetry.context import Context
@@ -53,5 +53,5 @@ class Entry:
         """The request's deadline by the clock; it has an id then. Raises Refusal."""
         check_generation(generation)
         if not generation.request_id:
-            generation.request_id = uuid.uuid4().hex
+            generation.request_id = os.urandom(16).hex()
         return None if remaining_s is None else self._clock() + remaining_s

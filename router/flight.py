@@ -81,8 +81,8 @@ class Flight:
         if part.plain:
             self.relayed(part.data, part.tokens)
         else:
-            self.transcript.add(part.message)
-            if tokens := sum(len(delta.token_ids) for delta in part.message.deltas):
+            self.transcript.add(part.message, part.data or None)
+            if tokens := part.tokens or sum(len(delta.token_ids) for delta in part.message.deltas):
                 self._count(tokens)
 
     def relayed(self, data: bytes, tokens: int) -> None:

@@ -1,6 +1,7 @@
 """The router's metrics. Labels are bounded: models that servers listed, zones, servers, reasons from the code."""
 
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +14,8 @@ from router.flight import Flight
 from router.ledger import NOTHING, Ledger
 from stoker_common.clock import Clock
 from stoker_common.metrics import ITL_BUCKETS_S, TTFT_BUCKETS_S
+
+M = TypeVar("M", Counter, Histogram)
 
 # Right within a quarter is between 0.75 and 1.25.
 TERM_KINDS = ("predicted", "actual", "off")
@@ -99,11 +102,12 @@ class RouterMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._children: dict[tuple[object, ...], Any] = {}
 
     def observe(self, flight: Flight) -> None:
         """A request is over."""
         zone = flight.tries[-1].zone if flight.tries else ""
-        self.requests.labels(flight.model, zone, flight.outcome).inc()
+        self._child(self.requests, flight.model, zone, flight.outcome).inc()
         if flight.prompt_tokens:
             found, expected = flight.cached_tokens, flight.expected_cached_tokens
             tokens = {
@@ -113,9 +117,9 @@ class RouterMetrics:
                 "off": abs(found - expected),
             }
             for kind, count in tokens.items():
-                self.cached_tokens.labels(flight.model, kind).inc(count)
+                self._child(self.cached_tokens, flight.model, kind).inc(count)
         if flight.waited_ms is not None and flight.predicted_ms > 0:
-            self.prediction.labels(zone).observe(flight.waited_ms / flight.predicted_ms)
+            self._child(self.prediction, zone).observe(flight.waited_ms / flight.predicted_ms)
         if flight.sample is not None:
             for name, term in flight.sample.terms.items():
                 predicted, actual, off = self._terms[name]
@@ -124,11 +128,22 @@ class RouterMetrics:
                 actual.inc(max(0.0, term.actual_ms))
                 off.inc(abs(term.predicted_ms - term.actual_ms))
         if flight.ttft_s is not None:
-            self.ttft.labels(flight.model, zone).observe(flight.ttft_s)
-            self.tokens.labels(flight.model, zone).inc(flight.tokens)
+            self._child(self.ttft, flight.model, zone).observe(flight.ttft_s)
+            self._child(self.tokens, flight.model, zone).inc(flight.tokens)
         if flight.itl_s is not None:
-            self.itl.labels(flight.model, zone).observe(flight.itl_s)
-            self.longest_gap.labels(flight.model, zone).observe(flight.longest_gap_s)
+            self._child(self.itl, flight.model, zone).observe(flight.itl_s)
+            self._child(self.longest_gap, flight.model, zone).observe(flight.longest_gap_s)
+
+    def picked(self, zone: str, reason: str) -> None:
+        """A server was chosen."""
+        self._child(self.picks, zone, reason).inc()
+
+    def _child(self, family: M, *labels: str) -> M:
+        """The metric of these labels: finding one among its family's costs as much as counting with it, or more."""
+        child: M | None = self._children.get((family, *labels))
+        if child is None:
+            child = self._children[family, *labels] = family.labels(*labels)
+        return child
 
 
 class FleetCollector(Collector):

@@ -8,6 +8,7 @@ from functools import partial
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import AttributeValue
 
 from discovery.endpoint import Endpoint
 from router.accounting import failing, over
@@ -143,7 +144,7 @@ class Router:
             if first is None:
                 raise self.picks.nothing_left(request, failure)
             chosen, asked = first, generation
-        self._metrics.picks.labels(chosen.candidate.holder.member.endpoint.zone, chosen.reason).inc()
+        self._metrics.picked(chosen.candidate.holder.member.endpoint.zone, chosen.reason)
         return request, chosen, asked
 
     async def _failover(
@@ -248,9 +249,8 @@ class Router:
         holder = chosen.candidate.holder
         endpoint = holder.member.endpoint
         resumed = flight.transcript.started
-        self._metrics.picks.labels(endpoint.zone, chosen.reason).inc()
-        about = {"stoker.server": endpoint.server, "stoker.zone": endpoint.zone, "stoker.pick": chosen.reason}
-        about |= {f"stoker.cost.{term}": of for term, of in chosen.candidate.cost._asdict().items()}
+        self._metrics.picked(endpoint.zone, chosen.reason)
+        about = partial(_about, chosen)
         with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about) as span:
             with (
                 Dispatch(request, chosen, generation, flight, self._learned) as dispatch,
@@ -300,3 +300,10 @@ class Router:
                 flight.outcome = "ok"
             finally:
                 over(flight, self._metrics)
+
+
+def _about(chosen: Chosen) -> dict[str, AttributeValue]:
+    """An attempt for its span: where it went and why, with the cost term by term."""
+    endpoint = chosen.candidate.holder.member.endpoint
+    about = {"stoker.server": endpoint.server, "stoker.zone": endpoint.zone, "stoker.pick": chosen.reason}
+    return about | {f"stoker.cost.{term}": of for term, of in chosen.candidate.cost._asdict().items()}

@@ -7,6 +7,7 @@ import grpc
 
 from router.entry import Entry
 from router.report import Report
+from router.sink import Sink
 from stoker.v1 import generation_pb2, inference_pb2, router_pb2
 from stoker_common import tracing, wire
 from stoker_common.clock import Clock
@@ -32,11 +33,11 @@ class InferenceService:
         )
 
     async def _generate(self, request: inference_pb2.GenerateRequest, context: Context) -> wire.Response:
-        fold = Fold()
-        async with aclosing(self._parts(request.generation, context)) as parts:
+        whole = _Whole()
+        async with aclosing(self._parts(request.generation, context, whole)) as parts:
             async for data in parts:
-                fold.add(inference_pb2.GenerateStreamResponse.FromString(data))
-        return fold.response()
+                whole.put(data)
+        return whole.response()
 
     async def _generate_stream(
         self, request: inference_pb2.GenerateStreamRequest, context: Context
@@ -45,9 +46,29 @@ class InferenceService:
             async for data in parts:
                 yield data
 
-    def _parts(self, generation: generation_pb2.Generation, context: Context) -> AsyncGenerator[bytes, None]:
+    def _parts(
+        self, generation: generation_pb2.Generation, context: Context, sink: Sink | None = None
+    ) -> AsyncGenerator[bytes, None]:
         remaining_s: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
-        return self._entry.generate(generation, remaining_s, tracing.extract(context.invocation_metadata()))
+        return self._entry.generate(generation, remaining_s, tracing.extract(context.invocation_metadata()), sink)
+
+
+class _Whole:
+    """A `Sink` that keeps all parts of an answer for one response: nobody is woken for a token of it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def put(self, part: bytes) -> bool:
+        """See `Sink`. There is always room: an answer is as long as it was asked for."""
+        self._parts.append(part)
+        return True
+
+    def response(self) -> inference_pb2.GenerateResponse:
+        """All of them as one. Joined parts are one part (stoker_common/parts.py): they are parsed once."""
+        fold = Fold()
+        fold.add(inference_pb2.GenerateStreamResponse.FromString(b"".join(self._parts)))
+        return fold.response()
 
 
 class RouterService:

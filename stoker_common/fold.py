@@ -11,16 +11,18 @@ from stoker.v1.inference_pb2 import (
 
 
 class _Growing:
-    """One output so far. Text is kept in pieces: joining them once is linear, adding them up is not."""
+    """One output so far. Text and ids are kept in pieces: joining them once is linear, adding them up is not."""
 
     def __init__(self, index: int) -> None:
         self._output = Output(index=index)
         self._texts: list[str] = []
+        self._token_ids: list[int] = []
 
     def add(self, delta: Delta) -> None:
         self._texts.append(delta.text)
-        self._output.token_ids.extend(delta.token_ids)
-        self._output.logprobs.extend(delta.logprobs)
+        self._token_ids.extend(delta.token_ids)
+        if delta.logprobs:
+            self._output.logprobs.extend(delta.logprobs)
         if delta.finish_reason:
             self._output.finish_reason = delta.finish_reason
         stopped_by = delta.WhichOneof("stopped_by")
@@ -30,8 +32,9 @@ class _Growing:
             self._output.stop_token_id = delta.stop_token_id
 
     def output(self) -> Output:
-        self._output.text = "".join(self._texts)
-        return self._output
+        output = Output(index=self._output.index, text="".join(self._texts), token_ids=self._token_ids)
+        output.MergeFrom(self._output)
+        return output
 
 
 class Fold:

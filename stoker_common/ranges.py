@@ -61,9 +61,14 @@ REPETITION = {
 LOGIT_BIAS = Range(-100, 100)
 
 
-def check_numbers(path: str, message: Message, ranges: dict[str, Range]) -> None:
-    """Refuse the first number in `message` that is set and out of its range. `path` is the message's own."""
+def check_numbers(path: str, message: Message, ranges: dict[str, Range]) -> set[str]:
+    """Refuse the first number in `message` that is set and out of its range. `path` is the message's own. Returns the
+    names of all fields that are set."""
+    names = set[str]()
     for field, value in message.ListFields():
-        limits = ranges.get(field.name)
+        name = field.name
+        names.add(name)
+        limits = ranges.get(name)
         if limits is not None and not limits.contains(value):
-            raise invalid(f"{path}.{field.name}", f"{value:.10g} is not possible; give a number {limits}")
+            raise invalid(f"{path}.{name}", f"{value:.10g} is not possible; give a number {limits}")
+    return names

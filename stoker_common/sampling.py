@@ -23,16 +23,20 @@ MAX_ALLOWED_TOKEN_IDS = 1 << 18
 MAX_PROMPT_LOGPROB_IDS = 1 << 15
 
 _PATH = "generation.sampling"
+# What has more to check than a number.
+_LISTS = {field.name for field in Sampling.DESCRIPTOR.fields if field.is_repeated or field.message_type is not None}
 
 
 def check_sampling(sampling: Sampling) -> None:
     """Refuse numbers out of range, fields that contradict each other, and lists that are too long."""
-    check_numbers(_PATH, sampling, SAMPLING)
+    given = check_numbers(_PATH, sampling, SAMPLING)
     if sampling.HasField("max_tokens") and sampling.min_tokens > sampling.max_tokens:
         raise invalid(
             f"{_PATH}.min_tokens",
             f"{sampling.min_tokens} is more than max_tokens, which is {sampling.max_tokens}; give at most that",
         )
+    if given.isdisjoint(_LISTS):
+        return  # as most requests have it
     _check_strings("stop", sampling.stop, MAX_STOPS, MAX_STOP_BYTES)
     _check_strings("bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_BYTES)
     if sampling.stop and sampling.HasField("detokenize") and not sampling.detokenize:

@@ -1,7 +1,6 @@
 """Finds a prompt given twice: protobuf silently keeps the last member of a oneof, so the bytes themselves are read."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from google.protobuf.message import Message
 
@@ -24,24 +23,37 @@ def check_single_forms(request: type[Message], data: bytes) -> None:
     number = _generation_number(request)
     if number is None:
         return
-    for oneof, inside in (("prompt", ()), ("structured_output.constraint", (_STRUCTURED_OUTPUT,))):
-        found = _members(data, (number, *inside), _NAMES[oneof])
-        if found.total() > 1:
-            forms = ", ".join(sorted(found.elements()))
-            raise invalid(f"generation.{oneof}", f"given in {found.total()} forms at once ({forms}); give exactly one")
+    generation = _once(payload for field, payload in _fields(memoryview(data)) if field == number)
+    if generation is None:
+        return
+    prompts, structured = list[str](), list[memoryview]()
+    for field, payload in _fields(generation):
+        if field in _PROMPTS:
+            prompts.append(_PROMPTS[field])
+        elif field == _STRUCTURED_OUTPUT:
+            structured.append(payload)
+    _single("prompt", prompts)
+    output = _once(structured)
+    if output is not None:
+        _single(
+            "structured_output.constraint",
+            [_CONSTRAINTS[field] for field, _ in _fields(output) if field in _CONSTRAINTS],
+        )
 
 
-def _members(data: bytes, path: tuple[int, ...], names: dict[int, str]) -> Counter[str]:
-    """How often each of the fields `names` occurs in the message at `path`, by name."""
-    view = memoryview(data)
-    for number in path:
-        payloads = [payload for field, payload in _fields(view) if field == number]
-        if not payloads:
-            return Counter()
-        if len(payloads) > 1:
-            raise invalid("generation", "the request has a message several times that it may have once; send it once")
-        view = payloads[0]
-    return Counter(names[field] for field, _ in _fields(view) if field in names)
+def _once(payloads: Iterable[memoryview]) -> memoryview | None:
+    """The only one of them, None if there is none."""
+    found = list(payloads)
+    if len(found) > 1:
+        raise invalid("generation", "the request has a message several times that it may have once; send it once")
+    return found[0] if found else None
+
+
+def _single(oneof: str, names: list[str]) -> None:
+    """Refuse a oneof of which several members are there, or one several times."""
+    if len(names) > 1:
+        forms = ", ".join(sorted(names))
+        raise invalid(f"generation.{oneof}", f"given in {len(names)} forms at once ({forms}); give exactly one")
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -51,7 +63,10 @@ def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
         seen += 1
         if seen > MAX_FIELDS:
             raise invalid("generation", f"has more than {MAX_FIELDS} fields; send each at most once")
-        tag, at = _varint(view, at)
+        tag = view[at]
+        at += 1
+        if tag >= 0x80:
+            tag, at = _varint(view, at - 1)
         kind = tag & 7
         if kind == _VARINT:
             _, at = _varint(view, at)
@@ -60,7 +75,10 @@ def _fields(view: memoryview) -> Iterator[tuple[int, memoryview]]:
         elif kind == _FIXED32:
             at += 4
         elif kind == _BYTES:
-            length, at = _varint(view, at)
+            length = view[at]
+            at += 1
+            if length >= 0x80:
+                length, at = _varint(view, at - 1)
             if depth == 0:
                 yield tag >> 3, view[at : at + length]
             at += length
@@ -90,10 +108,7 @@ def _generation_number(request: type[Message]) -> int | None:
 
 _GENERATION = generation_pb2.Generation.DESCRIPTOR
 _STRUCTURED_OUTPUT = generation_pb2.Generation.STRUCTURED_OUTPUT_FIELD_NUMBER
-_NAMES = {
-    "prompt": {field.number: field.name for field in _GENERATION.oneofs_by_name["prompt"].fields},
-    "structured_output.constraint": {
-        field.number: field.name
-        for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["constraint"].fields
-    },
+_PROMPTS = {field.number: field.name for field in _GENERATION.oneofs_by_name["prompt"].fields}
+_CONSTRAINTS = {
+    field.number: field.name for field in generation_pb2.StructuredOutput.DESCRIPTOR.oneofs_by_name["constraint"].fields
 }

@@ -1,8 +1,9 @@
 """Traces: OpenTelemetry spans, sent by OTLP where that is configured and free of charge where it is not."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import Token
 from dataclasses import dataclass
 
 from opentelemetry import context as otel_context
@@ -23,6 +24,9 @@ ENDPOINT_ENV = "OTEL_EXPORTER_OTLP_ENDPOINT"
 EXPORT_TIMEOUT_S = 2
 
 _W3C = TraceContextTextMapPropagator()
+_FIELDS = _W3C.fields
+
+Attributes = Mapping[str, AttributeValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +36,26 @@ class Tracing:
     tracer: Tracer
     provider: TracerProvider | None = None
 
-    @contextmanager
     def span(
         self,
         name: str,
         *,
         parent: Context | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
-        attributes: Mapping[str, AttributeValue] | None = None,
-    ) -> Iterator[Span]:
+        attributes: Attributes | Callable[[], Attributes] | None = None,
+    ) -> AbstractContextManager[Span]:
         """A span around the body, current in it, under `parent` (default: the current span).
 
         An exception marks it with its type, or with its code if it is a Refusal; never with its message, which may
-        quote the prompt.
+        quote the prompt. Attributes that cost something to gather may come as a function, which is called if spans go
+        anywhere.
         """
         if self.provider is None:
-            # What the caller sent goes on to whom we call, or the trace would break in two here.
-            token = otel_context.attach(parent) if parent is not None else None
-            try:
-                yield trace.INVALID_SPAN
-            finally:
-                if token is not None:
-                    otel_context.detach(token)
-            return
+            return _Untraced(parent)
+        return self._span(name, parent, kind, attributes() if callable(attributes) else attributes)
+
+    @contextmanager
+    def _span(self, name: str, parent: Context | None, kind: SpanKind, attributes: Attributes | None) -> Iterator[Span]:
         with self.tracer.start_as_current_span(
             name, parent, kind, attributes, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -68,6 +69,25 @@ class Tracing:
         """Send what waits to be sent. Blocks, 2 s or so at the most if the collector is away."""
         if self.provider is not None:
             self.provider.shutdown()
+
+
+class _Untraced:
+    """No span: what the caller sent goes on to whom we call, or the trace would break in two here."""
+
+    __slots__ = ("_parent", "_token")
+
+    def __init__(self, parent: Context | None) -> None:
+        self._parent = parent
+        self._token: Token[Context] | None = None
+
+    def __enter__(self) -> Span:
+        if self._parent is not None:
+            self._token = otel_context.attach(self._parent)
+        return trace.INVALID_SPAN
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            otel_context.detach(self._token)
 
 
 def configure(
@@ -95,6 +115,8 @@ def configure(
 
 def inject() -> tuple[tuple[str, str], ...]:
     """The current span as gRPC metadata for a call, empty if there is none."""
+    if not trace.get_current_span().get_span_context().is_valid:
+        return ()
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return tuple(carrier.items())
@@ -102,9 +124,8 @@ def inject() -> tuple[tuple[str, str], ...]:
 
 def extract(metadata: Iterable[tuple[str, str | bytes]] | None) -> Context:
     """The context that a call's metadata carries: the parent for `span`. Metadata that makes no sense carries none."""
-    fields = _W3C.fields
-    carrier = {key: value for key, value in metadata or () if key in fields and isinstance(value, str)}
-    return _W3C.extract(carrier, Context())
+    carrier = {key: value for key, value in metadata or () if key in _FIELDS and isinstance(value, str)}
+    return _W3C.extract(carrier, Context()) if carrier else Context()
 
 
 def _otlp(endpoint: str) -> SpanExporter:

@@ -9,6 +9,8 @@ from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 
 # Parts that are joined: some kilobytes.
 _JOIN = 128
+# A part that is larger is a long prompt's ids, or its logprobs: nothing to keep a second time.
+_LARGE_BYTES = 16 << 10
 
 
 @dataclass(slots=True)
@@ -29,7 +31,7 @@ class Transcript:
     numerics_class: str = ""
     started: bool = False
     _outputs: dict[int, Received] = field(default_factory=dict)
-    # Parts of nothing but output, as they came: looked into when somebody asks, which for most streams is never.
+    # Parts as they came: looked into when somebody asks, which for most streams is never.
     _unread: list[bytes] = field(default_factory=list)
     # Earlier ones, joined: joined parts are one part, and a list of small pieces costs more memory than they do.
     _joined: list[bytes] = field(default_factory=list)
@@ -44,26 +46,25 @@ class Transcript:
         return cls(state.model, tuple(state.prompt_token_ids), state.numerics_class, _outputs=outputs)
 
     def append(self, data: bytes) -> None:
-        """The next part, serialised, which is nothing but output (`parts.only_deltas`). Runs once a token."""
+        """The next part, serialised: its output is what is received. Runs once a token."""
         self._unread.append(data)
         if len(self._unread) >= _JOIN:
             self._joined.append(b"".join(self._unread))
             self._unread.clear()
 
-    def add(self, part: inference_pb2.GenerateStreamResponse) -> None:
-        """The next part."""
-        if self._unread or self._joined:
-            if self.started and not part.HasField("started"):
-                self.append(part.SerializeToString())
-                return
-            self._read()
+    def add(self, part: inference_pb2.GenerateStreamResponse, data: bytes | None = None) -> None:
+        """The next part; `data` is what it was parsed from, where that is at hand."""
         if not self.started and part.HasField("started"):
             self.started = True
             self.model = part.started.model
             self.prompt_token_ids = tuple(part.started.prompt_token_ids)
             # Of a continuation, the class of who began counts.
             self.numerics_class = self.numerics_class or part.started.numerics_class
-        self._receive(part)
+        if data is None or len(data) > _LARGE_BYTES:
+            self._read()
+            self._receive(part)
+        else:
+            self.append(data)
 
     def _read(self) -> None:
         """Look into what was not looked into yet."""

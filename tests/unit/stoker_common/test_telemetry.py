@@ -118,6 +118,22 @@ def test_a_process_without_tracing_passes_the_trace_on() -> None:
     off.shutdown()
 
 
+def test_attributes_that_cost_something_are_gathered_where_spans_go_somewhere() -> None:
+    gathered = list[str]()
+
+    def attributes() -> dict[str, str]:
+        gathered.append("")
+        return {"model": "m"}
+
+    exporter = InMemorySpanExporter()
+    for traces in (tracing.configure("off", environ={}), tracing.configure("on", exporter=exporter)):
+        with traces.span("call", attributes=attributes):
+            pass
+    (span,) = exporter.get_finished_spans()
+    assert dict(span.attributes or {}) == {"model": "m"}
+    assert len(gathered) == 1
+
+
 @pytest.mark.parametrize(
     "metadata", [None, (), (("traceparent", "x"),), (("traceparent", b"\xff"),), (("tracestate", "=" * 9000),)]
 )

@@ -57,6 +57,18 @@ def test_parts_that_were_not_looked_into_count_as_those_that_were() -> None:
     assert unread.tokens == 402
 
 
+def test_a_part_that_came_with_its_bytes_counts_the_same_however_large_it_is() -> None:
+    for size in (1, 20_000):
+        read, unread = Transcript(), Transcript()
+        for number in range(3):
+            part = Part(started=started(), deltas=[delta(0, "é" * size, number, end=number == 2)])
+            read.add(part)
+            unread.add(part, part.SerializeToString())
+            assert unread.started
+        assert unread.resume_state() == read.resume_state()
+        assert unread.outputs[0].text_bytes == 6 * size
+
+
 def test_a_continuation_that_starts_is_told_after_what_came_before() -> None:
     transcript = Transcript()
     transcript.add(Part(started=started()))
