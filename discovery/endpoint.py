@@ -36,6 +36,12 @@ class Load:
     waiting_prompt_tokens: int = 0
     prefill_tokens_per_second: float = 0.0
     itl_ms: float = 0.0
+    # How far from a prompt's beginning a token takes twice as long (stoker_common/prompt_work.py). Waiting tokens and
+    # the rate are in tokens that take as long as the first. Links tell it, the catalog does not.
+    attention_tokens: float = 0.0
+    # Tokens of prompts and answers of all streams there, each for itself; and what a step takes for each of them.
+    context_tokens: int = 0
+    step_ms_per_context_token: float = 0.0
     # What room for a model that is not hot would cost, beside making it ready. Links tell it, the catalog does not.
     room_ms: float = 0.0
     # The models that would make that room.

@@ -32,6 +32,9 @@ def load_from_proto(load: endpoint_pb2.Load) -> Load:
         waiting_prompt_tokens=load.waiting_prompt_tokens,
         prefill_tokens_per_second=load.prefill_tokens_per_second,
         itl_ms=load.itl.ToNanoseconds() / 1e6,
+        attention_tokens=load.attention_tokens,
+        context_tokens=load.context_tokens,
+        step_ms_per_context_token=load.step_ms_per_context_token,
         room_ms=load.room.ToNanoseconds() / 1e6,
         yielding=tuple(load.yielding),
     )
@@ -48,6 +51,9 @@ def load_to_proto(load: Load) -> endpoint_pb2.Load:
         waiting_prompt_tokens=load.waiting_prompt_tokens,
         prefill_tokens_per_second=load.prefill_tokens_per_second,
         itl=seconds(load.itl_ms / 1e3) if load.itl_ms else None,
+        attention_tokens=load.attention_tokens,
+        context_tokens=load.context_tokens,
+        step_ms_per_context_token=load.step_ms_per_context_token,
         room=seconds(load.room_ms / 1e3) if load.room_ms else None,
         yielding=load.yielding,
     )

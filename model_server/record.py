@@ -122,6 +122,9 @@ class Record:
             waiting_prompt_tokens=meters.waiting_prompt_tokens,
             prefill_tokens_per_second=meters.prefill_tokens_per_second,
             itl_ms=meters.itl_ms,
+            attention_tokens=meters.attention_tokens,
+            context_tokens=meters.context_tokens,
+            step_ms_per_context_token=meters.step_ms_per_context_token,
             room_ms=_NEVER_MS if room.s is None else min(_NEVER_MS, room.s * 1e3),
             yielding=room.victims,
         )

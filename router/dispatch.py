@@ -16,18 +16,21 @@ from router.request import Request
 from router.sink import Sink
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common.link.stream import Relay
+from stoker_common.prompt_work import prompt_work
 from stoker_common.refusal import unavailable
 
 
 def expect(learned: Learned, request: Request, candidate: Candidate, now_s: float) -> Expectation:
     """When the request's first token would come if it was dispatched to the candidate now."""
-    member = candidate.holder.member
+    member, cached = candidate.holder.member, candidate.cost.cached_tokens
+    account = learned.ledger.accounts.get(member.key, NOTHING)
+    attention = learned.ledger.attention_tokens(member.key)
     return learned.first_tokens.expect(
         member.key,
         request.model,
-        max(1, request.prompt_tokens - candidate.cost.cached_tokens),
+        max(1.0, prompt_work(request.prompt_tokens - cached, cached, attention)),
         candidate.cost,
-        learned.ledger.accounts.get(member.key, NOTHING),
+        account,
         learned.ways.ms.get(member.endpoint.zone, 0.0),
         now_s,
     )
@@ -140,7 +143,9 @@ class Dispatch:
             breakers.timed(key, took_ms, self._cost.total_ms - self._cost.decode_ms, since_s)
             self._try.waited_ms = took_ms
             self._flight.waited_ms, self._flight.predicted_ms = took_ms, self._try.expected.total_ms
-            computed = self._flight.prompt_tokens - self._flight.cached_tokens
+            cached = self._flight.cached_tokens
+            attention = self._learned.ledger.attention_tokens(key)
+            computed = prompt_work(self._flight.prompt_tokens - cached, cached, attention)
             now_s = self._flight.clock()
             self._learned.first_tokens.came(key, self._request.model, self._try.expected, computed, took_ms, now_s)
 

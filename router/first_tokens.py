@@ -1,7 +1,8 @@
 """When a first token is expected, learned by server and model from when first tokens came. For predictions alone.
 
-The time is a straight line over the prompt tokens that have to be computed for it, those ahead of it included: what
-any first token takes there (the wait for the step that runs, a step, the server's loop, the way), and so much a token.
+The time is a straight line over the prompt tokens that have to be computed for it, those ahead of it included, each
+counted for what it takes (stoker_common/prompt_work.py): what any first token takes there (the wait for the step that
+runs, a step, the server's loop, the way), and so much a token.
 Which server a request goes to is decided by costs (router/scorers.py), and nothing learned here changes one: what is
 off today cannot send tomorrow's requests elsewhere, and routers that learn the same cannot herd.
 """
@@ -101,7 +102,7 @@ class FirstTokens:
         return self._lines.get((key, model))
 
     def expect(
-        self, key: Key, model: str, tokens: int, cost: Cost, account: Account, way_ms: float, now_s: float
+        self, key: Key, model: str, tokens: float, cost: Cost, account: Account, way_ms: float, now_s: float
     ) -> Expectation:
         """Of a request dispatched to `key` now, of which `tokens` are to be computed there at that cost.
 
@@ -132,7 +133,7 @@ class FirstTokens:
         )
 
     def came(
-        self, key: Key, model: str, expected: Expectation, computed_tokens: int, waited_ms: float, now_s: float
+        self, key: Key, model: str, expected: Expectation, computed_tokens: float, waited_ms: float, now_s: float
     ) -> None:
         """Its first token came now, after `waited_ms`; of its prompt, `computed_tokens` were not cached.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from discovery.endpoint import Load
 from stoker_common.clock import Clock
+from stoker_common.prompt_work import prompt_work
 
 Key = tuple[str, str]  # server, epoch
 
@@ -19,6 +20,8 @@ OWN_VIEW = 0.5
 _PEERS_REPORTS, _MOST_PEERS = 128, 64.0
 # An endpoint that has a link, or just answered, is heard of at least so often: what the catalog says is older.
 _HEARD_S = 2.0
+# Reports over which what is typical is averaged.
+_TYPICAL_REPORTS = 64
 # With fewer streams of our own on an endpoint, on average, they tell nothing of the others'.
 _FEW_STREAMS = 0.1
 
@@ -28,7 +31,8 @@ class Account:
     """One endpoint's occupancy. Read by scorers, changed only by the ledger.
 
     `own_*` are this router's requests; `others_*` what a report counted beyond them; `new_*` those of its own that were
-    sent since. Prompt tokens are those expected to be computed: without the cached ones, until the first token.
+    sent since. Prompt tokens are those expected to be computed: without the cached ones, until the first token; each
+    counts for as many of a prompt's first ones as take as long, once the endpoint has told how much longer it takes.
     """
 
     own_streams: int = 0
@@ -37,6 +41,9 @@ class Account:
     own_whole_tokens: int = 0
     new_streams: int = 0
     new_prompt_tokens: int = 0
+    # Whole prompts of all our streams there, and of those sent since the report.
+    own_context_tokens: int = 0
+    new_context_tokens: int = 0
     # Our requests without a first token yet, the foremost first, and when each is expected to have it.
     own_due_s: dict["Booking", float] = field(default_factory=dict)
     # How many streams of other routers there are for each of ours, over all endpoints.
@@ -54,6 +61,11 @@ class Account:
         if not self.peers:
             return self.own_streams + self.others_streams
         return self.own_streams + self._others(self.others_streams, self.new_streams, self.own_streams)
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens that the streams there attend to: those reported and what was sent since, by others in proportion."""
+        return max(self.own_context_tokens, self.load.context_tokens + (1 + self.peers) * self.new_context_tokens)
 
     def _others(self, reported: float, new: int, own: float) -> float:
         """The others' part: what was reported, and in proportion what we sent since; in part from our own alone.
@@ -97,25 +109,57 @@ class Account:
 NOTHING = Account()
 
 
+@dataclass(frozen=True, slots=True)
+class Typical:
+    """What endpoints have measured of themselves, on average over their latest reports; 0 while none has."""
+
+    prefill_tokens_per_second: float = 0.0
+    itl_ms: float = 0.0
+    attention_tokens: float = 0.0
+    step_ms_per_context_token: float = 0.0
+
+    def with_report(self, load: Load) -> "Typical":
+        """With one more report."""
+        return Typical(
+            _towards(self.prefill_tokens_per_second, load.prefill_tokens_per_second),
+            _towards(self.itl_ms, load.itl_ms),
+            _towards(self.attention_tokens, load.attention_tokens),
+            _towards(self.step_ms_per_context_token, load.step_ms_per_context_token),
+        )
+
+
+UNTOLD = Typical()
+
+
+def _towards(known: float, told: float) -> float:
+    if not told or not known:
+        return told or known
+    return known + (told - known) / _TYPICAL_REPORTS
+
+
 class Booking:
     """One attempt's share of an account. `close` may be called any number of times."""
 
-    __slots__ = ("_account", "_ledger", "_open", "_waiting_tokens", "_waits", "_whole_tokens")
+    __slots__ = ("_account", "_context", "_ledger", "_open", "_waiting_tokens", "_waits", "_whole_tokens")
 
     def __init__(
         self, ledger: "Ledger", account: Account, prompt_tokens: int, cached_tokens: int, due_s: float
     ) -> None:
         self._ledger = ledger
         self._account = account
-        self._waiting_tokens = prompt_tokens
-        self._whole_tokens = prompt_tokens + cached_tokens
+        attention = account.load.attention_tokens or ledger.typical.attention_tokens
+        self._waiting_tokens = round(prompt_work(prompt_tokens, cached_tokens, attention))
+        self._whole_tokens = round(prompt_work(prompt_tokens + cached_tokens, 0, attention))
         self._open = self._waits = True
         account.own_due_s[self] = due_s
+        self._context = prompt_tokens + cached_tokens
+        account.own_context_tokens += self._context
+        account.new_context_tokens += self._context
         account.own_streams += 1
-        account.own_prompt_tokens += prompt_tokens
+        account.own_prompt_tokens += self._waiting_tokens
         account.own_whole_tokens += self._whole_tokens
         account.new_streams += 1
-        account.new_prompt_tokens += prompt_tokens
+        account.new_prompt_tokens += self._waiting_tokens
 
     def first_token(self) -> None:
         """It came: the prompt is computed."""
@@ -130,6 +174,7 @@ class Booking:
             if self._waits:
                 self._waits_no_more()
             self._account.own_streams -= 1
+            self._account.own_context_tokens -= self._context
             self._ledger.closed(self)
 
     def _waits_no_more(self) -> None:
@@ -148,6 +193,7 @@ class Ledger:
         self._in_flight = 0
         # Streams of ours and of others on an endpoint, on average over reports.
         self._own = self._others = 0.0
+        self._typical = Typical()
         self._on_room: Callable[[], None] = lambda: None
 
     def listen(self, on_room: Callable[[], None]) -> None:
@@ -163,6 +209,15 @@ class Ledger:
     def accounts(self) -> Mapping[Key, Account]:
         """Accounts by server and epoch. A live view; read it and let go of it before the next await."""
         return self._accounts
+
+    @property
+    def typical(self) -> "Typical":
+        """What endpoints have measured, on average: the best guess at one that has not."""
+        return self._typical
+
+    def attention_tokens(self, key: Key) -> float:
+        """How far from its prompt's beginning a token takes twice as long there, or elsewhere; 0 while nobody knows."""
+        return self._accounts.get(key, NOTHING).load.attention_tokens or self._typical.attention_tokens
 
     @property
     def now_s(self) -> float:
@@ -195,10 +250,13 @@ class Ledger:
 
     def _take(self, account: Account, load: Load) -> None:
         account.load = load
+        self._typical = self._typical.with_report(load)
         account.reported_at_s = self._clock()
         account.others_streams = max(0, load.running + load.waiting - account.own_streams)
-        account.others_prompt_tokens = max(0.0, load.waiting_prompt_tokens - account.own_whole_tokens)
-        account.new_streams = account.new_prompt_tokens = 0
+        account.others_prompt_tokens = (
+            max(0.0, load.waiting_prompt_tokens - account.own_whole_tokens) if account.others_streams else 0.0
+        )
+        account.new_streams = account.new_prompt_tokens = account.new_context_tokens = 0
         self._others += (account.others_streams - self._others) / _PEERS_REPORTS
         self._own += (account.own_streams - self._own) / _PEERS_REPORTS
         account.peers = min(_MOST_PEERS, self._others / self._own) if self._own > _FEW_STREAMS else 0.0

@@ -126,5 +126,6 @@ class Picks:
             ways_ms=learned.ways.ms,
             now_s=self._clock(),
             rooms=rooms,
+            typical=learned.ledger.typical,
             session=session,
         )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from router import filters, scorers
 from router.ejection import Breakers
-from router.ledger import NOTHING, Account, Key
+from router.ledger import NOTHING, UNTOLD, Account, Key, Typical
 from router.rendezvous import liking
 from router.request import Request
 from router.room import Rooms
@@ -56,6 +56,8 @@ class Conditions:
     rooms: Rooms | None = None
     # Tokens of the request's session, by server and epoch.
     session: Mapping[Key, int] = field(default_factory=dict)
+    # What endpoints have measured on average, for those that have not.
+    typical: Typical = UNTOLD
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ class Policy:
             self.rates,
             conditions.now_s,
             conditions.breakers.share(member.key),
+            conditions.typical,
         )
 
 

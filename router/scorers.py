@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from discovery.endpoint import Residency
-from router.ledger import Account
+from router.ledger import UNTOLD, Account, Typical
 from router.request import Request
 from router.snapshot import Holder
+from stoker_common.prompt_work import prompt_work
 
 # From here on it is the KV cache and not the batch that bounds what runs.
 KV_FULL = 0.9
@@ -45,15 +46,24 @@ class Rates:
     # How much one more stream slows a decoding batch, relative to its time between tokens. Measured with vLLM on an
     # H100, 8B: 155 tok/s alone, 92 tok/s each at 32, 42 each at 128; that is 2 % a stream.
     decode_slowdown_per_stream: float = 0.02
-    # What a ms more between a stream's tokens is worth, in ms until a first token. Who is content with a first token
-    # after 2 s and with 50 ms between tokens (docs/routing.md) trades them so (docs/adr/0120).
-    pace_worth: float = 40.0
+    # A pace that is just good enough, and the wait for a first token that is just as bad. They are what is asked of the
+    # fleet (docs/routing.md), and no fit.
+    just_itl_ms: float = 50.0
+    just_first_token_ms: float = 2000.0
     # A model that is not hot and whose time to be ready nobody has measured.
     unmeasured_ready_ms: float = 30_000.0
     # The same of a LoRA adapter whose base is hot: megabytes, of which most loads take some 10 ms.
     unmeasured_adapter_ms: float = 1_000.0
     # What leaving the zone costs beside the way itself: traffic between zones is paid for, and its path is less sure.
     leave_zone_ms: float = 50.0
+
+    def pace_worth(self, itl_ms: float) -> float:
+        """What a ms more between tokens is worth, in ms until a first token, where there are `itl_ms` between them now.
+
+        A pace costs as its square: nobody misses a ms where tokens come faster than one reads, and everybody does
+        where it is the one too many. Beyond the pace that is just good enough it is as at it (docs/adr/0158).
+        """
+        return 2.0 * self.just_first_token_ms / self.just_itl_ms * min(1.0, itl_ms / self.just_itl_ms)
 
 
 def cost(
@@ -65,6 +75,7 @@ def cost(
     rates: Rates,
     now_s: float,
     share: float = 1.0,
+    typical: Typical = UNTOLD,
 ) -> Cost:
     """The request's cost on `holder`.
 
@@ -73,8 +84,10 @@ def cost(
     """
     # Run for some sixteen candidates of each request: what is not there is not called for.
     load, tokens, output_tokens = account.load, request.prompt_tokens, request.expected_output_tokens
-    prefill_per_s = load.prefill_tokens_per_second or rates.prefill_tokens_per_second
-    itl_ms = load.itl_ms or rates.itl_ms
+    prefill_per_s = (
+        load.prefill_tokens_per_second or typical.prefill_tokens_per_second or rates.prefill_tokens_per_second
+    )
+    itl_ms = load.itl_ms or typical.itl_ms or rates.itl_ms
     streams = account.streams
 
     ready_ms = 0.0 if holder.model.residency is Residency.HOT else _ready_ms(holder, load.room_ms, rates)
@@ -87,18 +100,21 @@ def cost(
     ramp_ms = 0.0 if share >= 1.0 else _full_ms(streams, max(1, int(share * places)), lasts_ms) - full_ms
     # The engine always computes the last token of a prompt itself.
     cached = held_tokens if held_tokens < tokens else tokens - 1
-    computing_ms = (tokens - cached) / prefill_per_s * 1e3
+    work: float = tokens - cached
+    if attention := load.attention_tokens or typical.attention_tokens:
+        work = prompt_work(work, cached, attention)
+    computing_ms = work / prefill_per_s * 1e3
     # Its prompt joins a step, which takes as long as the streams' do besides.
     prefill_ms = load.itl_ms + computing_ms
-    # Each stream there slows each of our tokens, and we each of its; and our prompt holds it up once.
-    slower_ms = 2 * rates.decode_slowdown_per_stream * itl_ms + computing_ms / output_tokens
+    # Our prompt holds each stream there up once. A step reads each stream's context: the more of it, the slower our
+    # tokens are, and with ours theirs.
+    slower_ms = streams * computing_ms / output_tokens
+    if per_token_ms := load.step_ms_per_context_token or typical.step_ms_per_context_token:
+        slower_ms += per_token_ms * (account.context_tokens + streams * (tokens + output_tokens / 2))
+    else:
+        slower_ms += streams * 2 * rates.decode_slowdown_per_stream * itl_ms
     # A delay is worth itself at most, so that an answer of five tokens counts five times what each is later.
-    worth = rates.pace_worth if rates.pace_worth < output_tokens else output_tokens
-    # And who comes while our prompt waits and is computed gets his first token as much later: as many come as end,
-    # which by Little's law are those there over the time that each stays.
-    first_ms = queue_ms + computing_ms
-    behind = streams * first_ms / (first_ms + lasts_ms)
-    decode_ms = worth * streams * slower_ms + behind * computing_ms
+    decode_ms = min(rates.pace_worth(itl_ms), output_tokens) * slower_ms
     return Cost(
         ready_ms,
         queue_ms,

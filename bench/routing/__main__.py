@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.routing import page, results, speeds, suite
 from bench.routing.policies import POLICIES
-from bench.routing.workloads import SECONDS, WORKLOADS, Setting
+from bench.routing.workloads import OF_A_FILE, SECONDS, WORKLOADS, Setting
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -27,9 +27,9 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.workloads) - set(WORKLOADS):
         parser.error(f"no such workload: {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
-    names = args.workloads or [name for name in WORKLOADS if name != "trace" or args.trace]
-    if "trace" in names and args.trace is None:
-        parser.error("the workload `trace` needs --trace FILE")
+    names = args.workloads or [name for name in WORKLOADS if name not in OF_A_FILE or args.trace]
+    if args.trace is None and (of_file := set(names).intersection(OF_A_FILE)):
+        parser.error(f"--trace FILE is needed for {', '.join(sorted(of_file))}")
 
     server = _speeds(args.calibration) if args.calibration else speeds.Speeds()
     setting = Setting(server, 1.0, args.seed, args.trace, args.seconds)

@@ -92,6 +92,8 @@ class Engine:
         self._stepping = False
         self._alive = True
         self._decoded_ms = self._decoded = 0.0
+        # Of the steps since a prompt was computed: how many, how long, tokens in contexts.
+        self._alone = (0, 0.0, 0)
 
     @property
     def streams(self) -> int:
@@ -112,6 +114,8 @@ class Engine:
         if self._decoded:
             self.meter.itl.add(self._decoded_ms / 1e3, self._decoded, self._timeline.now_s)
             self._decoded_ms = self._decoded = 0.0
+        if self._alone[1] >= 1e3:  # a real server settles once a second
+            self._spell()
         return Load(
             running=len(self._filling) + len(self._decoding),
             waiting=len(self._waiting),
@@ -120,7 +124,17 @@ class Engine:
             waiting_prompt_tokens=self.meter.waiting_prompt_tokens,
             prefill_tokens_per_second=self.meter.prefill_tokens_per_second,
             itl_ms=self.meter.itl_ms,
+            attention_tokens=self.meter.attention_tokens,
+            context_tokens=self._context + sum(each.to_compute for each in (*self._filling, *self._waiting)),
+            step_ms_per_context_token=self.meter.step_ms_per_context_token,
         )
+
+    def _spell(self) -> None:
+        """What a while of decoding alone shows, as a real server's meter sees it."""
+        steps, took_ms, context = self._alone
+        if steps >= 4:
+            self.meter.decoded(context / steps, took_ms / steps / 1e3)
+        self._alone = (0, 0.0, 0)
 
     def start(self, flight: Flight) -> Stream:
         """A request came. What was emitted elsewhere is part of its prompt now."""
@@ -210,6 +224,11 @@ class Engine:
         counts = self.counts
         counts.steps += 1
         counts.tokens += decodes
+        if chunks:
+            self._spell()
+        elif decodes:
+            steps, took_ms, context = self._alone
+            self._alone = (steps + 1, took_ms + ms, context + self._context)
         if decodes:
             counts.gaps_ms[int(ms)] += decodes
             self._decoded_ms += ms * decodes

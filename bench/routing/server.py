@@ -96,6 +96,9 @@ class Server:
                 (load.prefill_tokens_per_second for load in loads if load.prefill_tokens_per_second), default=0.0
             ),
             itl_ms=max(load.itl_ms for load in loads),
+            attention_tokens=min((load.attention_tokens for load in loads if load.attention_tokens), default=0.0),
+            context_tokens=sum(load.context_tokens for load in loads),
+            step_ms_per_context_token=max(load.step_ms_per_context_token for load in loads),
             room_ms=3.6e6 if room.s is None else room.s * 1e3,
             yielding=room.victims,
         )

@@ -35,6 +35,7 @@ from router.waiting import Place, Waiting
 from router.ways import Ways
 from stoker.v1 import generation_pb2
 from stoker_common.prefix import session_hash
+from stoker_common.prompt_work import prompt_work
 
 EPOCH = "1"
 
@@ -101,7 +102,8 @@ class StokerProcess:
         self.learned.breakers.answered(key, flight.dispatched_s)
         waited_ms = (now_s - flight.dispatched_s) * 1e3
         self.learned.breakers.timed(key, waited_ms, cost.total_ms - cost.decode_ms, flight.dispatched_s)
-        computed = flight.job.prompt_tokens + flight.emitted - flight.cached_tokens
+        cached, attention = flight.cached_tokens, self.learned.ledger.attention_tokens(key)
+        computed = prompt_work(flight.job.prompt_tokens + flight.emitted - cached, cached, attention)
         self.learned.first_tokens.came(key, flight.job.model, expected, computed, waited_ms, now_s)
         # A server's first answer to a request carries its load.
         server = self._mesh.servers[flight.server]
@@ -207,6 +209,7 @@ class StokerProcess:
             ways_ms=learned.ways.ms,
             now_s=self._mesh.timeline.now_s,
             rooms=rooms,
+            typical=learned.ledger.typical,
             session=held if flight.job.session else {},
         )
 

@@ -5,27 +5,55 @@ ids are a shared prefix. The last block may be incomplete, and is then in nobody
 """
 
 import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.routing.job import BLOCK_TOKENS, Chains, Job
 
 
-def read(path: Path, speedup: float = 1.0) -> list[Job]:
-    """The trace's requests, arriving `speedup` times as fast. Raises ValueError for a line that is none."""
-    chains, sessions = Chains(), Sessions()
-    jobs = []
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A line of a trace, under the names it has there. Lengths in tokens, the timestamp in ms."""
+
+    timestamp: int
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...]
+
+    def line(self) -> str:
+        """As a line of a file."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+def records(path: Path) -> list[Record]:
+    """The lines of a file. Raises ValueError for a line that is no request."""
+    found = []
     for number, line in enumerate(path.read_text().splitlines()):
         try:
-            record = json.loads(line)
-            at_ms, prompt, output = record["timestamp"], record["input_length"], record["output_length"]
-            whole = record["hash_ids"][: prompt // BLOCK_TOKENS]
+            read = json.loads(line)
+            lengths = int(read["timestamp"]), int(read["input_length"]), int(read["output_length"])
+            found.append(Record(*lengths, tuple(read["hash_ids"])))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {number + 1}: not a request of a trace: {error!r}") from error
-        chain = chains.of(whole)
-        session = sessions.of(chain)
-        jobs.append(Job(number, at_ms / 1e3 / speedup, max(1, prompt), max(1, output), chain, session))
-    jobs.sort(key=lambda job: job.arrival_s)
-    return jobs
+    return found
+
+
+def read(path: Path, speedup: float = 1.0) -> list[Job]:
+    """The file's requests, arriving `speedup` times as fast. Raises ValueError for a line that is none."""
+    return jobs(records(path), speedup)
+
+
+def jobs(lines: Iterable[Record], speedup: float = 1.0) -> list[Job]:
+    """The requests of a trace, arriving `speedup` times as fast, in order of arrival."""
+    chains, sessions = Chains(), Sessions()
+    found = []
+    for number, each in enumerate(lines):
+        chain = chains.of(each.hash_ids[: each.input_length // BLOCK_TOKENS])
+        at_s, prompt, output = each.timestamp / 1e3 / speedup, max(1, each.input_length), max(1, each.output_length)
+        found.append(Job(number, at_s, prompt, output, chain, sessions.of(chain)))
+    found.sort(key=lambda job: job.arrival_s)
+    return found
 
 
 class Sessions:

@@ -6,12 +6,13 @@ of some hundred tokens and a long tail (BurstGPT, Mooncake).
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
-from bench.routing import trace
+from bench.routing import synthetic, trace
 from bench.routing.job import BLOCK_TOKENS, Chains, Job
 from bench.routing.speeds import Speeds
 from bench.routing.workload import Loss, ServerSpec, Workload, fleet
@@ -35,11 +36,21 @@ def replayed(setting: Setting) -> Workload:
     """The trace, sped up until it has the load."""
     if setting.trace is None:
         raise ValueError("the workload `trace` needs a file: --trace")
-    jobs = trace.read(setting.trace)
-    span_s = jobs[-1].arrival_s - jobs[0].arrival_s
-    speedup = setting.load * span_s / len(jobs)
-    sped = [replace(job, arrival_s=job.arrival_s / speedup) for job in jobs]
-    return Workload("trace", sped, fleet(setting.speeds))
+    return Workload("trace", _sped(trace.read(setting.trace), setting.load), fleet(setting.speeds))
+
+
+def held_out(setting: Setting) -> Workload:
+    """The trace's conversations at other times (`synthetic.reshuffled`), sped up until they have the load."""
+    if setting.trace is None:
+        raise ValueError("the workload `held-out` needs a file: --trace")
+    lines = synthetic.reshuffled(trace.records(setting.trace), setting.seed)
+    return Workload("held-out", _sped(trace.jobs(lines), setting.load), fleet(setting.speeds))
+
+
+def made_up(kind: str, setting: Setting) -> Workload:
+    """A trace of a kind of `synthetic`."""
+    lines = synthetic.make(kind, setting.load, setting.seconds, setting.seed)
+    return Workload(kind, trace.jobs(lines), fleet(setting.speeds))
 
 
 def sessions(setting: Setting) -> Workload:
@@ -126,7 +137,18 @@ WORKLOADS: dict[str, Callable[[Setting], Workload]] = {
     "many-models": many_models,
     "mixed-gpus": mixed_gpus,
     "zone-lost": zone_lost,
+    "held-out": held_out,
+    **{kind: partial(made_up, kind) for kind in synthetic.KINDS},
 }
+# Those that need a trace's file.
+OF_A_FILE = ("trace", "held-out")
+
+
+def _sped(jobs: Sequence[Job], load: float) -> list[Job]:
+    """The same, arriving so many a second."""
+    span_s = jobs[-1].arrival_s - jobs[0].arrival_s
+    speedup = load * span_s / len(jobs)
+    return [replace(job, arrival_s=job.arrival_s / speedup) for job in jobs]
 
 
 def _conversations(setting: Setting) -> list[Job]:

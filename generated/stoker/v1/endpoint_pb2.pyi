@@ -278,6 +278,9 @@ class Load(_message.Message):
     ITL_FIELD_NUMBER: _builtins.int
     ROOM_FIELD_NUMBER: _builtins.int
     YIELDING_FIELD_NUMBER: _builtins.int
+    ATTENTION_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    STEP_MS_PER_CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Streams in the engine's batch."""
     waiting: _builtins.int
@@ -289,9 +292,19 @@ class Load(_message.Message):
     memory_usage: _builtins.float
     """Share of the accelerator's memory in use, in [0, 1]; of the host's, if there is no accelerator."""
     waiting_prompt_tokens: _builtins.int
-    """Prompt tokens accepted and not yet computed."""
+    """Prompt tokens accepted and not yet computed (see attention_tokens)."""
     prefill_tokens_per_second: _builtins.float
     """Prompt tokens computed a second while computing prompts, as measured; 0 if not known."""
+    attention_tokens: _builtins.float
+    """How far from a prompt's beginning a token takes twice as long to compute as the first, as measured; 0 if not known.
+    `waiting_prompt_tokens` and `prefill_tokens_per_second` are in tokens that take as long as the first. Not in the catalog.
+    """
+    context_tokens: _builtins.int
+    """Tokens of prompts and answers that all streams there attend to, each for itself. Not in the catalog."""
+    step_ms_per_context_token: _builtins.float
+    """What a step that computes no prompt takes for each of them, in milliseconds, as measured; 0 if not known. Not in the
+    catalog.
+    """
     @_builtins.property
     def itl(self) -> _duration_pb2.Duration:
         """Time between two tokens of one stream at this load, as measured; absent if not known."""
@@ -320,10 +333,13 @@ class Load(_message.Message):
         itl: _duration_pb2.Duration | None = ...,
         room: _duration_pb2.Duration | None = ...,
         yielding: _abc.Iterable[_builtins.str] | None = ...,
+        attention_tokens: _builtins.float = ...,
+        context_tokens: _builtins.int = ...,
+        step_ms_per_context_token: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "kv_usage", b"kv_usage", "memory_usage", b"memory_usage", "prefill_tokens_per_second", b"prefill_tokens_per_second", "room", b"room", "running", b"running", "utilization", b"utilization", "waiting", b"waiting", "waiting_prompt_tokens", b"waiting_prompt_tokens", "yielding", b"yielding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_tokens", b"attention_tokens", "context_tokens", b"context_tokens", "itl", b"itl", "kv_usage", b"kv_usage", "memory_usage", b"memory_usage", "prefill_tokens_per_second", b"prefill_tokens_per_second", "room", b"room", "running", b"running", "step_ms_per_context_token", b"step_ms_per_context_token", "utilization", b"utilization", "waiting", b"waiting", "waiting_prompt_tokens", b"waiting_prompt_tokens", "yielding", b"yielding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

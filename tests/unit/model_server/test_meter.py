@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_server.meter import DecayedRatio, Meter
+from model_server.meter import DecayedRatio, Meter, SequenceMeter
 from tests.fakes.clock import FakeClock
 
 pytestmark = pytest.mark.unit
@@ -132,3 +132,49 @@ def test_a_sequence_that_has_not_ended_makes_it_busy() -> None:
     assert meter.busy
     two.end()
     assert not meter.busy
+
+
+def decode(clock: FakeClock, sequences: list[SequenceMeter], tokens: int, step_s: float) -> None:
+    for _ in range(tokens):
+        clock.advance(step_s)
+        for sequence in sequences:
+            sequence.output(1, 0, clock())
+
+
+def test_what_a_step_takes_for_each_token_of_contexts_shows_where_no_prompt_is_computed() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    sequences: list[SequenceMeter] = []
+    for _ in range(10):
+        sequences.append(meter.begin(1000))
+        decode(clock, sequences[:-1], 10, 5.0)  # steps with its prompt tell nothing
+        sequences[-1].output(1, 0, clock())
+        decode(clock, sequences, 20, (6 + 0.001 * meter.context_tokens) / 1e3)
+    assert meter.context_tokens == 10_000 + sum(sequence.tokens for sequence in sequences)
+    assert meter.step_ms_per_context_token == pytest.approx(0.001, rel=0.2)
+
+
+def test_a_few_spells_tell_nothing_of_contexts() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    sequence = meter.begin(1000)
+    sequence.output(1, 0, clock())
+    for _ in range(7):
+        decode(clock, [sequence], 10, 0.01)
+        meter.settle()
+    assert meter.step_ms_per_context_token == 0.0
+
+
+def test_what_waits_counts_for_what_it_takes_once_that_is_known() -> None:
+    clock = FakeClock()
+    meter = Meter(clock)
+    for tokens in (1000, 20_000, 5000, 40_000) * 8:
+        sequence = meter.begin(tokens)
+        clock.advance(0.01 + tokens / 50_000 * (1 + tokens / 2 / 20_000))
+        sequence.output(1, 0, clock())
+        sequence.end()
+    assert meter.attention_tokens == pytest.approx(20_000, rel=0.05)
+    waiting = meter.begin(40_000)
+    assert meter.waiting_prompt_tokens == pytest.approx(80_000, rel=0.05)
+    waiting.end()
+    assert meter.waiting_prompt_tokens == 0

@@ -40,7 +40,7 @@ def test_the_record_says_what_the_engine_is_and_how_loaded_it_is_now() -> None:
     assert (said.max_streams, said.kv_tokens, said.numerics_class) == (4, 1000, "class-1")
     assert (said.accelerator, said.accelerator_count, said.accelerator_memory_bytes) == ("H100", 2, 80 << 30)
     assert said.models[0].name == "m@1" and said.models[0].max_model_tokens == 100
-    assert said.load == Load(3, 1, 0.5, 0.8, 0.9, 400)
+    assert said.load == Load(3, 1, 0.5, 0.8, 0.9, 400, context_tokens=400)
     for sequence in sequences:
         sequence.end()
     assert (record.load().running, record.load().waiting) == (0, 0), "figures of a last step are not load"

@@ -1,7 +1,7 @@
 import pytest
 
 from discovery.endpoint import Load
-from router.ledger import Ledger
+from router.ledger import Ledger, Typical
 from tests.fakes.clock import FakeClock
 
 KEY = ("a-1", "e1")
@@ -148,3 +148,52 @@ def test_alone_it_believes_reports() -> None:
         ledger.report(KEY, Load(running=1, waiting_prompt_tokens=100))
     assert ledger.accounts[KEY].peers == 0.0
     assert ledger.accounts[KEY].streams == 1
+
+
+def test_late_tokens_of_a_prompt_count_for_what_they_take() -> None:
+    ledger = Ledger(FakeClock())
+    ledger.report(KEY, Load(attention_tokens=1000))
+    account = ledger.accounts[KEY]
+    whole = ledger.book(KEY, 2000)
+    assert account.own_prompt_tokens == 4000
+    ledger.book(KEY, 1000, cached_tokens=1000)
+    assert account.own_prompt_tokens == 4000 + 2500
+    assert account.own_whole_tokens == 4000 + 4000
+    assert account.context_tokens == 4000
+    whole.close()
+    ledger.report(KEY, Load(attention_tokens=1000))
+    assert (account.own_prompt_tokens, account.context_tokens) == (2500, 2000)
+
+
+def test_contexts_are_those_reported_and_what_was_sent_since() -> None:
+    ledger = Ledger(FakeClock())
+    ledger.report(KEY, Load(running=1, context_tokens=5000))
+    ledger.book(KEY, 100, cached_tokens=900)
+    account = ledger.accounts[KEY]
+    assert account.context_tokens == 6000
+    ledger.report(KEY, Load(running=2, context_tokens=6100))
+    assert account.context_tokens == 6100
+    ledger.report(KEY, Load())  # made before the request was there
+    assert account.context_tokens == 1000
+
+
+def test_no_prompt_of_others_waits_where_they_have_no_stream() -> None:
+    """What a server counts of ours may differ a little from what we do."""
+    ledger = Ledger(FakeClock())
+    ledger.book(KEY, 1000)
+    ledger.report(KEY, Load(waiting=1, waiting_prompt_tokens=1100))
+    assert ledger.accounts[KEY].others_prompt_tokens == 0
+    ledger.report(KEY, Load(waiting=2, waiting_prompt_tokens=1100))
+    assert ledger.accounts[KEY].others_prompt_tokens == 100
+
+
+def test_what_is_typical_follows_reports_that_say_something() -> None:
+    ledger = Ledger(FakeClock())
+    assert ledger.typical == Typical()
+    ledger.report(KEY, Load(prefill_tokens_per_second=1000, itl_ms=10))
+    ledger.report(("b", "1"), Load())
+    assert ledger.typical == Typical(prefill_tokens_per_second=1000, itl_ms=10)
+    for _ in range(500):
+        ledger.report(("b", "1"), Load(prefill_tokens_per_second=3000, attention_tokens=7, step_ms_per_context_token=2))
+    assert ledger.typical.prefill_tokens_per_second == pytest.approx(3000, rel=0.01)
+    assert (ledger.typical.attention_tokens, ledger.typical.step_ms_per_context_token) == (7, 2)

@@ -4,7 +4,7 @@ import pytest
 
 from discovery.catalog import CatalogState
 from discovery.endpoint import Load, ModelState, Residency
-from router.ledger import Account
+from router.ledger import Account, Typical
 from router.scorers import Cost, Rates, cost
 from router.snapshot import Holder, Member
 from tests.unit.router.builders import HOT, endpoint, key, request
@@ -79,21 +79,46 @@ def test_cached_tokens_are_not_computed_but_the_last_one_always_is(held: int, pr
 
 
 def test_decode_is_what_streams_do_to_each_other_as_first_tokens_are_worth() -> None:
-    # 5 streams slow each of our tokens by 10 % of 10 ms, and are slowed as much: 40 ms of a first token for each ms.
-    # Our prompt of 100 ms holds each of them up by 1 ms a token. 5 that stay for 1.1 s: 5/11 come in its time.
-    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(40 * 2 + 40 * 5 * 1 + 5 / 11 * 100)
+    # 5 streams slow each of our tokens by 10 % of 10 ms, and are slowed as much. Our prompt of 100 ms holds each of
+    # them up by 1 ms a token. At 10 ms a token, a fifth of what is just good enough, a ms more is worth a fifth of 80.
+    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(16 * (5 * 2 * 0.2 + 5 * 1))
+
+
+def test_a_step_that_reads_contexts_is_slower_by_theirs_for_us_and_by_ours_for_them() -> None:
+    # 0.001 ms a token: theirs are 8,000, ours 150 on average. Our prompt holds each of the 5 up by 1 ms a token.
+    told = Load(context_tokens=8000, step_ms_per_context_token=0.001)
+    found = price(own_streams=5, load=told)
+    assert found.decode_ms == pytest.approx(16 * (8 + 5 * 0.15 + 5 * 1))
+
+
+@pytest.mark.parametrize(("itl_ms", "worth"), [(10, 16), (25, 40), (50, 80), (100, 80)])
+def test_a_pace_is_worth_the_more_the_nearer_it_is_to_what_is_just_good_enough(itl_ms: float, worth: float) -> None:
+    assert RATES.pace_worth(itl_ms) == pytest.approx(worth)
+    # At the limit a pace is as bad as the wait for a first token that is just good enough.
+    assert sum(RATES.pace_worth(ms + 0.5) for ms in range(50)) == pytest.approx(RATES.just_first_token_ms)
 
 
 def test_a_delay_of_a_short_answer_is_worth_itself() -> None:
-    # One token: it is 2 % of 10 ms later and makes 5 others so, and holds them up by 100 ms once; they stay for 110 ms.
+    # One token: it is 2 % of 10 ms later and makes 5 others so, and holds them up by 100 ms once.
     found = cost(request(output_tokens=1), HOLDER, Account(own_streams=5), 0, 0.0, RATES, now_s=0.0)
-    assert found.decode_ms == pytest.approx(5 * (2 * 0.2 + 100) + 5 * 100 / 110 * 100)
+    assert found.decode_ms == pytest.approx(5 * (2 * 0.2 + 100))
 
 
-def test_who_comes_while_a_prompt_waits_and_is_computed_waits_for_it() -> None:
-    # The queue of 900 ms makes it a second until our prompt is computed: half of the time that a stream stays.
-    alone, queued = price(own_streams=5), price(own_streams=5, own_prompt_tokens=900)
-    assert queued.decode_ms - alone.decode_ms == pytest.approx((5 / 2 - 5 / 11) * 100)
+def test_the_farther_tokens_are_from_a_prompts_beginning_the_longer_they_take() -> None:
+    # 100 tokens are 50 from the beginning on average, where one takes half more; the last 50 three quarters.
+    told = Load(attention_tokens=100)
+    assert price(load=told).prefill_ms == pytest.approx(150)
+    assert price(held_tokens=50, load=told).prefill_ms == pytest.approx(50 * 1.75)
+
+
+def test_who_has_not_measured_is_taken_for_what_others_have() -> None:
+    """A server that nothing was sent to must not look slow for that."""
+    usual = Typical(prefill_tokens_per_second=10_000, itl_ms=20, attention_tokens=50, step_ms_per_context_token=0.001)
+    untold = cost(request(), HOLDER, Account(own_streams=1), 0, 0.0, RATES, now_s=0.0, typical=usual)
+    assert untold.prefill_ms == pytest.approx(100 * 2 / 10)
+    assert untold.decode_ms == pytest.approx(RATES.pace_worth(20) * (0.001 * 150 + 20 / 100))
+    told = Account(load=Load(prefill_tokens_per_second=1000, itl_ms=5, attention_tokens=1e9))
+    assert cost(request(), HOLDER, told, 0, 0.0, RATES, now_s=0.0, typical=usual).prefill_ms == pytest.approx(105)
 
 
 def test_the_sum_is_the_sum() -> None:

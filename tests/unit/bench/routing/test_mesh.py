@@ -8,11 +8,11 @@ from bench.routing.mesh import Mesh, Run
 from bench.routing.policies import POLICIES, policy
 from bench.routing.speeds import Speeds
 from bench.routing.workload import Workload, fleet
-from bench.routing.workloads import WORKLOADS, Setting
+from bench.routing.workloads import OF_A_FILE, WORKLOADS, Setting
 
 SHORT = Setting(Speeds(), load=15.0, seconds=5.0)
-# Stoker on every workload but the trace, the baselines where servers are lost.
-RUNS = [(name, "stoker") for name in WORKLOADS if name != "trace"]
+# Stoker on every workload that is made up, the baselines where servers are lost.
+RUNS = [(name, "stoker") for name in WORKLOADS if name not in OF_A_FILE]
 RUNS += [("zone-lost", name) for name in POLICIES if name != "stoker"]
 
 
