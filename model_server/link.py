@@ -6,6 +6,7 @@ message. When there is nothing to say, a heartbeat goes up, with the engine's st
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 import grpc
@@ -13,6 +14,7 @@ import grpc.aio
 
 from discovery.endpoint import Endpoint
 from discovery.messages import endpoint_to_proto, load_to_proto
+from model_server.bids import Bids, Coming
 from model_server.digest import Digest, Feed
 from model_server.direct import DirectStreams
 from model_server.generation import Generator
@@ -20,12 +22,14 @@ from model_server.parts import duration
 from model_server.progress import Progress, Watch
 from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common import wire
+from stoker_common.bid import OUTBID
 from stoker_common.clock import Clock
 from stoker_common.link.hello import hear_hello, heard
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.served import ServedStreams, Start
 from stoker_common.link.versions import COLUMNS, SPOKEN, Versions
 from stoker_common.link.writer import HEARTBEAT_S, LinkWriter
+from stoker_common.refusal import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class Links:
         self._digest = digest
         self._clock = clock
         self._sessions: set[LinkSession] = set()
+        self._bids = Bids(lambda: endpoint().load.waiting_prompt_tokens)
 
     @property
     def attached(self) -> int:
@@ -83,6 +88,7 @@ class Links:
                 self._digest,
                 self._clock,
                 self.versions,
+                self._bids,
             )
             self._sessions.add(session)
             try:
@@ -92,16 +98,20 @@ class Links:
 
 
 class _Put:
-    """Implements `out.Out`: a stream's share of the outbox, which has limits of its own."""
+    """Implements `out.Out`: a stream's share of the outbox, which has limits of its own. `coming`: its prompt."""
 
-    __slots__ = ("_outbox", "_stream_id")
+    __slots__ = ("_coming", "_outbox", "_stream_id")
 
-    def __init__(self, outbox: Outbox, stream_id: int) -> None:
+    def __init__(self, outbox: Outbox, stream_id: int, coming: Coming) -> None:
         self._outbox = outbox
         self._stream_id = stream_id
+        self._coming: Coming | None = coming
 
     def put(self, part: bytes, tokens: int) -> None:
         """See Out."""
+        if tokens and self._coming is not None:
+            self._coming.computed()
+            self._coming = None
         self._outbox.put(self._stream_id, part, tokens)
 
     async def written(self) -> None:
@@ -121,8 +131,10 @@ class LinkSession:
         digest: Digest,
         clock: Clock,
         versions: Versions,
+        bids: Bids,
     ) -> None:
         self._versions = versions
+        self._bids = bids
         self._context = context
         self._generator = generator
         self._direct = direct
@@ -141,7 +153,7 @@ class LinkSession:
         self._streams = ServedStreams(self._outbox, f"{SERVICE}/Attach", self._serve)
         self._progress: dict[int, Progress] = {}
         self._watch = Watch()
-        self._load_sent_s = 0.0
+        self._load_sent_s = -math.inf
 
     async def run(self) -> None:
         """Until the router detaches, or the server has left and nothing of the router's runs any more."""
@@ -236,14 +248,20 @@ class LinkSession:
         progress = self._progress[stream_id] = Progress()
 
         try:
-            await self._generator.serve(
-                start.generation,
-                _Put(self._outbox, stream_id),
-                remaining_s=start.remaining_s,
-                parent=start.parent,
-                progress=progress,
-                ticket=start.ticket,
-            )
+            with self._bids.take(start.bid) as coming:
+                await self._generator.serve(
+                    start.generation,
+                    _Put(self._outbox, stream_id, coming),
+                    remaining_s=start.remaining_s,
+                    parent=start.parent,
+                    progress=progress,
+                    ticket=start.ticket,
+                )
+        except Refusal as refusal:
+            if refusal.reason == OUTBID:
+                # The router picks anew, and the load goes up before the refusal.
+                self._load_sent_s = -math.inf
+            raise
         finally:
             del self._progress[stream_id]
 

@@ -3,6 +3,7 @@
 from enum import Enum
 
 from discovery.endpoint import Endpoint
+from stoker_common.bid import OUTBID
 from stoker_common.refusal import Code, Refusal
 
 # What a status says of its endpoint. What is not here is the server's fault.
@@ -32,6 +33,8 @@ class Fault(Enum):
     SERVER = "server"
     # The server is well and cannot take this request now: full, draining, without the model.
     BUSY = "busy"
+    # The server has more to do than the router knew when it picked it, and has told what: another pick is better.
+    OUTBID = "outbid"
     # The stream did not fail: its server is emptied, by an operator or since it crawls, and it goes on elsewhere.
     MOVED = "moved"
     # The caller's own: a mistake in the request, a deadline, a cancel. No endpoint would do better.
@@ -61,6 +64,8 @@ def endpoint_error(refusal: Refusal, endpoint: Endpoint, *, cut: bool) -> Endpoi
     """What an attempt that ended with `refusal` says of its endpoint. `cut`: whether it cannot be reached any more."""
     if refusal.code in _CALLER and not refusal.reason.startswith("TICKET_"):
         return EndpointError(Fault.CALLER, refusal)
+    if refusal.reason == OUTBID:
+        return EndpointError(Fault.OUTBID, refusal)
     if refusal.code in BUSY or refusal.reason in BUSY_REASONS:
         return EndpointError(Fault.BUSY, refusal)
     where = f"server {endpoint.server} at {endpoint.address} in {endpoint.zone}"

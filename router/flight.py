@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from router import messages
 from router.attempt import Part
 from router.calibration import Sample
-from router.errors import EndpointError
+from router.errors import EndpointError, Fault
 from router.first_tokens import NOTHING_EXPECTED, Expectation
 from router.policy import Chosen
 from stoker.v1 import endpoint_pb2, inference_pb2
@@ -102,7 +102,10 @@ class Flight:
         self.tries[-1].tokens += tokens
 
     def failed(self, error: EndpointError) -> None:
-        """The running attempt failed."""
+        """The running attempt failed. One that the server never took is none."""
+        if error.fault is Fault.OUTBID:
+            self.tries.pop()
+            return
         attempt = self.tries[-1]
         attempt.ended_s = self.clock()
         attempt.code = error.refusal.code

@@ -41,6 +41,7 @@ class Account:
     own_whole_tokens: int = 0
     new_streams: int = 0
     new_prompt_tokens: int = 0
+    new_whole_tokens: int = 0
     # Whole prompts of all our streams there, and of those sent since the report.
     own_context_tokens: int = 0
     new_context_tokens: int = 0
@@ -160,6 +161,7 @@ class Booking:
         account.own_whole_tokens += self._whole_tokens
         account.new_streams += 1
         account.new_prompt_tokens += self._waiting_tokens
+        account.new_whole_tokens += self._whole_tokens
 
     def first_token(self) -> None:
         """It came: the prompt is computed."""
@@ -256,7 +258,7 @@ class Ledger:
         account.others_prompt_tokens = (
             max(0.0, load.waiting_prompt_tokens - account.own_whole_tokens) if account.others_streams else 0.0
         )
-        account.new_streams = account.new_prompt_tokens = account.new_context_tokens = 0
+        account.new_streams = account.new_prompt_tokens = account.new_whole_tokens = account.new_context_tokens = 0
         self._others += (account.others_streams - self._others) / _PEERS_REPORTS
         self._own += (account.own_streams - self._own) / _PEERS_REPORTS
         account.peers = min(_MOST_PEERS, self._others / self._own) if self._own > _FEW_STREAMS else 0.0

@@ -4,13 +4,15 @@ import random
 from collections.abc import Collection
 
 from router.adapters import settle_model
+from router.attempt import Metadata
+from router.bids import bid
 from router.dispatch import expect
 from router.errors import EndpointError
 from router.first_tokens import Expectation
 from router.fleet import Fleet
 from router.hot import choose_hot
 from router.learned import Learned
-from router.ledger import Key
+from router.ledger import NOTHING, Key
 from router.policies import RoutingPolicy
 from router.policy import Candidate, Choices, Chosen, Conditions
 from router.readying import Readying
@@ -19,6 +21,7 @@ from router.room import Rooms
 from router.snapshot import NOBODY
 from stoker.v1 import generation_pb2
 from stoker_common import prefix
+from stoker_common.bid import METADATA_KEY
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, unavailable
 
@@ -98,6 +101,12 @@ class Picks:
         if nearest is not None:
             self._readying.want(request.model, nearest)
         return chosen
+
+    def bid(self, request: Request, chosen: Chosen, lost: int) -> Metadata:
+        """What to tell the server of what is believed to wait there; `lost`: how often the request was outbid."""
+        ledger = self._learned.ledger
+        account = ledger.accounts.get(chosen.candidate.holder.member.key, NOTHING)
+        return ((METADATA_KEY, bid(request, chosen, account, ledger.typical, lost).SerializeToString()),)
 
     def nothing_left(self, request: Request, failure: EndpointError | None) -> Refusal:
         """Why the request cannot be served, from its last failure or from what every holder is excluded by."""

@@ -39,6 +39,8 @@ class Chosen:
     candidate: Candidate
     reason: str
     candidates: int
+    # What the best of the others costs; None without others, or where costs decide nothing.
+    next_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,8 @@ class Policy:
             chosen = max(candidates[:near], key=lambda each: preference.rank(each.holder))
         elif near > 1:
             chosen = candidates[rng.randrange(near)]
-        return Chosen(chosen, _reason(chosen, candidates, near, preference), len(candidates))
+        next_ms = next((each.cost.total_ms for each in candidates if each is not chosen), None)
+        return Chosen(chosen, _reason(chosen, candidates, near, preference), len(candidates), next_ms)
 
     def settled(self, choices: Choices, model: str) -> Candidate | None:
         """The candidate to ready a model on: among near ties the same one for every router, so that it is one."""

@@ -39,6 +39,9 @@ from stoker_common.tickets import METADATA_KEY
 from stoker_common.tracing import Tracing, inject
 from stoker_common.transcript import Transcript
 
+# Whatever was asked for has begun nowhere, or goes on as it was.
+_DID_NOTHING = frozenset({Fault.LINK, Fault.MOVED, Fault.OUTBID})
+
 # What lets a request of this router's in at a server that asks for it.
 WriteTicket = Callable[[generation_pb2.Generation, Endpoint], bytes]
 
@@ -163,7 +166,7 @@ class Router:
         # Not to be asked again while there are others, but no way to be ruled out: what was full, draining or in
         # maintenance, and what the stream was moved off by suspicion after it had got on there.
         willing_later: set[Key] = set()
-        priced, asked, counted = request, generation, 0
+        priced, asked, counted, outbid = request, generation, 0, 0
         failure: EndpointError | None = None
         if generation.HasField("resume"):
             # A client that lost its router goes on here.
@@ -192,7 +195,7 @@ class Router:
             key = chosen.candidate.holder.member.key
             tried.add(key)
             try:
-                attempt = self._attempt(priced, generation, asked, chosen, flight, deadline_s, sink)
+                attempt = self._attempt(priced, generation, asked, chosen, flight, deadline_s, sink, outbid)
                 async with aclosing(attempt) as parts:
                     async for data in parts:
                         yield data
@@ -205,11 +208,12 @@ class Router:
                 if error.fault is Fault.BUSY:
                     willing_later.add(key)
                     self._admission.rooms.refused(key, error.refusal)
-                elif error.fault is Fault.MOVED:
+                elif error.fault in (Fault.MOVED, Fault.OUTBID):
                     tried.discard(key)
                 elif error.suspicion and flight.tries[-1].tokens:
                     willing_later.add(key)  # each return needs tokens of the last stay, so this ends
-                counted += error.fault not in (Fault.LINK, Fault.MOVED)
+                outbid += error.fault is Fault.OUTBID
+                counted += error.fault not in _DID_NOTHING
                 self._metrics.failovers.labels(
                     error.fault.value, "resume" if flight.transcript.started else "retry"
                 ).inc()
@@ -227,7 +231,7 @@ class Router:
 
     def _may_retry(self, failure: EndpointError) -> bool:
         """Whether the retry budget has one left. Moving what a lost server had adds no load, and needs none."""
-        if failure.fault in (Fault.LINK, Fault.MOVED) or self._retry_budget.take():
+        if failure.fault in _DID_NOTHING or self._retry_budget.take():
             return True
         self._metrics.retries_spared.inc()
         return False
@@ -241,6 +245,7 @@ class Router:
         flight: Flight,
         deadline_s: float | None,
         sink: Sink | None,
+        outbid: int,
     ) -> AsyncGenerator[bytes, None]:
         """One attempt on one endpoint, booked and accounted for. Raises EndpointError."""
         timeout_s = None if deadline_s is None else deadline_s - self._clock()
@@ -249,6 +254,7 @@ class Router:
         holder = chosen.candidate.holder
         endpoint = holder.member.endpoint
         resumed = flight.transcript.started
+        bid = () if resumed else self.picks.bid(request, chosen, outbid)
         self._metrics.picked(endpoint.zone, chosen.reason)
         about = partial(_about, chosen)
         with self._traces.span("router.attempt", kind=SpanKind.CLIENT, attributes=about) as span:
@@ -260,7 +266,7 @@ class Router:
             ):
                 this = flight.tries[-1]
                 span.set_attribute("stoker.first_token_ms.expected", this.expected.total_ms)
-                metadata = inject() + self._ticket(asked, endpoint)
+                metadata = inject() + self._ticket(asked, endpoint) + bid
                 relay = None if sink is None else dispatch.relay(sink)
                 parts = self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt, relay)
                 async with aclosing(parts):

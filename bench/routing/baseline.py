@@ -74,6 +74,10 @@ class BaselineProcess:
         self.seen.prefill_tokens[server] -= self._computing.pop(flight.job.number, 0)
         self._left(flight, server)
 
+    def outbid(self, flight: Flight, server: str, load: Load) -> None:
+        """No baseline asks for that."""
+        raise NotImplementedError
+
     def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
         """A server reported its load."""
         self.seen.load[server] = load

@@ -36,6 +36,9 @@ class Process(Protocol):
     def failed(self, flight: Flight, server: str) -> None:
         """Its server was lost; it is submitted again."""
 
+    def outbid(self, flight: Flight, server: str, load: Load) -> None:
+        """More waits there than the router wanted; for those that say how much."""
+
     def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
         """A server reported its load, and which blocks came to its caches (True) and went."""
 
@@ -79,6 +82,8 @@ class Mesh:
         self._flights: list[Flight] = []
         self._samples: list[list[int]] = []
         self._open = 0
+        # How often a router was told that its server has more to do than it knew.
+        self.outbid = 0
 
     def run(self) -> Run:
         """Until every request has ended or was rejected."""
@@ -94,13 +99,13 @@ class Mesh:
         self.timeline.run()
         return Run(self._flights, list(self.servers.values()), self._samples)
 
-    def dispatch(self, flight: Flight, server: str) -> None:
-        """A router sends a request on its way."""
+    def dispatch(self, flight: Flight, server: str, most_waiting: int | None = None) -> None:
+        """A router sends a request on its way, to be told if more prompt tokens wait there than that."""
         flight.server = server
         flight.attempts += 1
         flight.dispatched_s = self.timeline.now_s
         to = self.servers[server]
-        self.timeline.after(self._way_s(to), lambda: self._arrive(flight, to))
+        self.timeline.after(self._way_s(to), lambda: self._arrive(flight, to, most_waiting))
 
     def ready(self, server: str, model: str, told: Callable[[bool, float | None], None]) -> None:
         """A router asks a server to make a model hot; `told` hears whether it is, else when to ask again."""
@@ -117,8 +122,13 @@ class Mesh:
         flight.rejected = True
         self._open -= 1
 
-    def _arrive(self, flight: Flight, server: Server) -> None:
-        if server.alive:
+    def _arrive(self, flight: Flight, server: Server, most_waiting: int | None) -> None:
+        if server.alive and most_waiting is not None and (load := server.load()).waiting_prompt_tokens > most_waiting:
+            flight.attempts -= 1
+            self.outbid += 1
+            tell = partial(self._processes[flight.router].outbid, flight, server.spec.name, load)
+            self.timeline.after(self._way_s(server), tell)
+        elif server.alive:
             server.start(flight)
         else:
             self.timeline.after(NOTICED_S, lambda: self._fail(flight, server))

@@ -5,6 +5,7 @@ What is left out of the router here is its I/O: gRPC, the catalog's watcher, and
 """
 
 import random
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from bench.routing.mesh import ZONE_S, Mesh
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Load
 from router.admission import AdmissionRules
+from router.bids import bid
 from router.caches import Caches
 from router.calibration import Calibration
 from router.dispatch import expect
@@ -34,6 +36,7 @@ from router.verdict import Prospect, may_wait
 from router.waiting import Place, Waiting
 from router.ways import Ways
 from stoker.v1 import generation_pb2
+from stoker.v1.worker_link_pb2 import Bid
 from stoker_common.prefix import session_hash
 from stoker_common.prompt_work import prompt_work
 
@@ -69,6 +72,8 @@ class StokerProcess:
         # Requests whose prompts are on their way to a server's cache.
         self._expected: set[int] = set()
         self._draining = False
+        # How often each request was outbid.
+        self._outbid: Counter[int] = Counter()
         self._snapshot = Snapshot()
         self.changed()
         self.learned.ledger.listen(self._room)
@@ -132,6 +137,14 @@ class StokerProcess:
         self._arrived(flight, server)
         if entry is not None:
             entry[0].close()
+
+    def outbid(self, flight: Flight, server: str, load: Load) -> None:
+        """Its load came first; pick anew."""
+        self._outbid[flight.job.number] += 1
+        self.learned.ledger.report((server, EPOCH), load)
+        self._bookings.pop(flight.job.number)[0].close()
+        self._arrived(flight, server)
+        self.submit(flight)
 
     def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
         """Over its link."""
@@ -218,7 +231,10 @@ class StokerProcess:
         computed = flight.job.prompt_tokens + flight.emitted - cost.cached_tokens
         request, now_s = self._request(flight), self._mesh.timeline.now_s
         expected = expect(self.learned, request, chosen.candidate, now_s)
-        booking = self.learned.ledger.book(key, computed, cost.cached_tokens, expected.total_ms)
+        ledger = self.learned.ledger
+        account, lost = ledger.accounts.get(key, NOTHING), self._outbid[flight.job.number]
+        offer = bid(request, chosen, account, ledger.typical, lost) if not flight.attempts else Bid()
+        booking = ledger.book(key, computed, cost.cached_tokens, expected.total_ms)
         self._bookings[flight.job.number] = (booking, chosen, expected)
         if flight.attempts == 0:
             flight.predicted_ms = expected.total_ms
@@ -226,7 +242,8 @@ class StokerProcess:
         if flight.job.number not in self._expected:
             self._expected.add(flight.job.number)
             self._digests.expect(key, flight.job.chain)
-        self._mesh.dispatch(flight, key[0])
+        asks = offer.HasField("most_waiting_prompt_tokens")
+        self._mesh.dispatch(flight, key[0], offer.most_waiting_prompt_tokens if asks else None)
 
     def _arrived(self, flight: Flight, server: str) -> None:
         if flight.job.number in self._expected:

@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from stoker.v1 import endpoint_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.backoff import Backoff
+from stoker_common.bid import METADATA_KEY as BID_KEY
 from stoker_common.channel import MAX_REQUEST_BYTES, METADATA_HARD_BYTES
 from stoker_common.clock import Clock
 from stoker_common.link.progress import Progress
@@ -149,7 +150,7 @@ class Link:
         """Start a generation, a serialised `Generation`; returns its number and its stream. Not while it is DOWN,
         nor with one that does not fit.
 
-        Of a call's metadata, the trace and the ticket go along.
+        Of a call's metadata, the trace, the ticket and the bid go along.
         """
         return self._open(worker_link_pb2.StartStream(generation=generation), timeout_s, metadata)
 
@@ -167,6 +168,8 @@ class Link:
                 start.traceparent = value
             elif key == METADATA_KEY and isinstance(value, bytes):
                 start.ticket = value
+            elif key == BID_KEY and isinstance(value, bytes):
+                start.bid.ParseFromString(value)
         if timeout_s is not None:
             timeout = Duration()
             timeout.FromNanoseconds(int(timeout_s * 1e9))

@@ -22,6 +22,7 @@ class Start:
     remaining_s: float | None
     parent: Context
     ticket: bytes
+    bid: worker_link_pb2.Bid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ class ServedStreams:
                 await self._route(Ask(stream_id, wire.parse(router_pb2.RouteRequest, start.route), remaining_s, parent))
             else:
                 generation = wire.parse(generation_pb2.Generation, start.generation)
-                await self._serve(Start(stream_id, generation, remaining_s, parent, start.ticket))
+                bid = start.bid if start.HasField("bid") else None
+                await self._serve(Start(stream_id, generation, remaining_s, parent, start.ticket, bid))
             outbox.end(stream_id)
         except asyncio.CancelledError:
             outbox.drop(stream_id)

@@ -218,6 +218,7 @@ class StartStream(_message.Message):
     WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
+    BID_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """The stream's number on this link, never used again. One that is in use is Refused."""
     generation: _builtins.bytes
@@ -236,6 +237,10 @@ class StartStream(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """How long the caller will wait. Default: forever."""
 
+    @_builtins.property
+    def bid(self) -> Global___Bid:
+        """From a router, with a new generation: what it believes to wait at the server. Default: it says nothing of that."""
+
     def __init__(
         self,
         *,
@@ -246,16 +251,48 @@ class StartStream(_message.Message):
         window_tokens: _builtins.int | None = ...,
         ticket: _builtins.bytes = ...,
         route: _builtins.bytes = ...,
+        bid: Global___Bid | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "timeout", b"timeout", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "bid", b"bid", "timeout", b"timeout", "window_tokens", b"window_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "generation", b"generation", "route", b"route", "stream_id", b"stream_id", "ticket", b"ticket", "timeout", b"timeout", "traceparent", b"traceparent", "window_tokens", b"window_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens", "bid", b"bid", "generation", b"generation", "route", b"route", "stream_id", b"stream_id", "ticket", b"ticket", "timeout", b"timeout", "traceparent", b"traceparent", "window_tokens", b"window_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_tokens: _TypeAlias = _typing.Literal["window_tokens"]  # noqa: Y015
     _WhichOneofArgType__window_tokens: _TypeAlias = _typing.Literal["_window_tokens", b"_window_tokens"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__window_tokens) -> _WhichOneofReturnType__window_tokens | None: ...
 
 Global___StartStream: _TypeAlias = StartStream  # noqa: Y015
+
+@_typing.final
+class Bid(_message.Message):
+    """What a router believes to wait at a server that it picked. Other routers may have picked it since the last load report: then
+    the server refuses with RESOURCE_EXHAUSTED, reason OUTBID, and its load goes before the refusal, so that the router
+    picks anew by what is true now.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MOST_WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt, counted as `Load.waiting_prompt_tokens` are."""
+    most_waiting_prompt_tokens: _builtins.int
+    """To be refused if more than that wait. Default: never."""
+    def __init__(
+        self,
+        *,
+        prompt_tokens: _builtins.int = ...,
+        most_waiting_prompt_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens", "most_waiting_prompt_tokens", b"most_waiting_prompt_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens", "most_waiting_prompt_tokens", b"most_waiting_prompt_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__most_waiting_prompt_tokens: _TypeAlias = _typing.Literal["most_waiting_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__most_waiting_prompt_tokens: _TypeAlias = _typing.Literal["_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_waiting_prompt_tokens) -> _WhichOneofReturnType__most_waiting_prompt_tokens | None: ...
+
+Global___Bid: _TypeAlias = Bid  # noqa: Y015
 
 @_typing.final
 class CancelStream(_message.Message):

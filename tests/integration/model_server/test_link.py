@@ -84,6 +84,30 @@ async def test_a_number_that_is_in_use_is_refused_and_its_stream_goes_on() -> No
         assert len(link.fleet.server.in_flight) == 0
 
 
+def waits(link: Attached) -> int:
+    return link.fleet.server.models.meters.waiting_prompt_tokens
+
+
+async def test_a_router_that_is_outbid_hears_first_what_waits_there() -> None:
+    async with attached() as link:
+        link.fleet.engine.faults.inject(stall=True)
+        await link.start(1, tokens=5)  # and is not computed
+        await until(lambda: waits(link) > 0)
+        waiting = waits(link)
+        asked = generation(max_tokens=5).SerializeToString()
+        for stream_id, most in ((2, waiting - 1), (3, waiting)):
+            bid = worker_link_pb2.Bid(prompt_tokens=9, most_waiting_prompt_tokens=most)
+            await link.say(start=worker_link_pb2.StartStream(stream_id=stream_id, generation=asked, bid=bid))
+        await until(lambda: bool(link.outputs(2)))
+        refusal = from_rpc_status(link.outputs(2)[0].error.status)
+        assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "OUTBID")
+        (step,) = [message.step for _, message in link.heard if any(o.stream_id == 2 for o in message.step.outputs)]
+        assert step.load.waiting_prompt_tokens >= waiting
+        link.fleet.engine.faults.inject(stall=False)
+        await until(lambda: any(output.last for output in link.outputs(3)))
+        assert not any(output.HasField("error") for output in link.outputs(3))
+
+
 async def test_a_link_whose_streams_are_cancelled_all_the_time_still_says_that_it_is_alive() -> None:
     """Routers call a server dead after 2 s without a word."""
     async with attached() as link:

@@ -12,14 +12,14 @@ from opentelemetry.context import Context
 from prometheus_client import CollectorRegistry
 
 from discovery.catalog import CatalogView
-from discovery.endpoint import Endpoint, Residency
+from discovery.endpoint import Endpoint, Load, Residency
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.caches import Caches
 from router.calibration import Calibration
 from router.ejection import Breakers, BreakerState, EjectionRules
-from router.errors import EndpointError, Fault
+from router.errors import EndpointError, Fault, endpoint_error
 from router.fleet import Fleet
 from router.interrupt import Interrupt
 from router.learned import Learned
@@ -36,7 +36,9 @@ from router.sink import Sink
 from router.sizing import Sizing
 from router.ways import Ways
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
+from stoker.v1.worker_link_pb2 import Bid
 from stoker_common import tracing
+from stoker_common.bid import METADATA_KEY
 from stoker_common.fold import Fold
 from stoker_common.link.stream import Relay
 from stoker_common.parts import only_deltas
@@ -342,6 +344,46 @@ async def test_a_failure_before_the_first_chunk_is_tried_elsewhere(kind: Fault) 
     response = await bench.ask()
     assert response.started.server == "b-1"
     assert [(each.server, each.code) for each in response.finished.attempts] == [("a-1", 14), ("b-1", 0)]
+    bench.assert_nothing_in_flight()
+
+
+class Outbid(Scripted):
+    """Refuses so many requests, since more waits than their router knew; keeps what they bid."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.bids: list[Bid] = []
+        self.bench: Bench | None = None
+
+    async def attempt(
+        self,
+        endpoint: Endpoint,
+        generation: generation_pb2.Generation,
+        timeout_s: float | None,
+        metadata: Metadata,
+        interrupt: Interrupt,
+        relay: Relay | None = None,
+    ) -> AsyncGenerator[Part, None]:
+        self.bids += [
+            Bid.FromString(value) for name, value in metadata if name == METADATA_KEY and isinstance(value, bytes)
+        ]
+        if len(self.bids) <= self.times:
+            assert self.bench is not None
+            self.bench.learned.ledger.report(key(endpoint), Load(waiting_prompt_tokens=10_000 * len(self.bids)))
+            raise endpoint_error(exhausted("more waits", reason="OUTBID"), endpoint, cut=False)
+        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
+            async for part in parts:
+                yield part
+
+
+async def test_who_is_outbid_picks_anew_by_what_the_server_said_and_no_attempt_is_counted() -> None:
+    transport = Outbid(times=5)  # more often than a request may fail
+    bench = transport.bench = Bench(transport, A1, A2)
+    response = await bench.ask()
+    assert [each.code for each in response.finished.attempts] == [0]
+    assert len(transport.bids) == 6
+    assert bench.learned.breakers.state(key(A1)) is bench.learned.breakers.state(key(A2)) is BreakerState.ALIVE
     bench.assert_nothing_in_flight()
 
 

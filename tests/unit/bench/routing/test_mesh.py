@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -76,3 +77,23 @@ def test_figures() -> None:
 def test_the_ideal_cache() -> None:
     jobs = [Job(0, 0, 1100, 1, (1, 2)), Job(1, 1, 1100, 1, (1, 2)), Job(2, 2, 1100, 1, (1, 3))]
     assert Workload("w", jobs, fleet(Speeds())).ideal_cached_share == pytest.approx((1024 + 512) / 3300)
+
+
+def at_once(routers: int) -> tuple[Mesh, Run]:
+    """Sixteen prompts of one moment, equally long, that have nothing in common."""
+    before = [Job(number, number * 0.3, 2000, 50, ()) for number in range(64)]
+    clump = [Job(64 + number, 30.0, 10_000, 50, ()) for number in range(16)]
+    mesh = Mesh(Workload("at once", before + clump, fleet(Speeds())), policy("stoker"), routers, seed=1)
+    return mesh, mesh.run()
+
+
+def test_of_several_routers_each_learns_at_once_that_others_picked_the_same_server() -> None:
+    mesh, run = at_once(routers=8)
+    taken = Counter(flight.server for flight in run.flights if flight.job.number >= 64)
+    assert mesh.outbid > 0
+    assert max(taken.values()) <= 3
+
+
+def test_one_router_is_never_outbid() -> None:
+    mesh, _ = at_once(routers=1)
+    assert mesh.outbid == 0
