@@ -16,6 +16,8 @@ from stoker_common.prompt_work import prompt_work
 
 # From here on it is the KV cache and not the batch that bounds what runs.
 KV_FULL = 0.9
+# Who looks in at a random moment finds the longer streams: twice as long as the mean, where lengths are exponential.
+FOUND_LONGER = 2.0
 
 
 class Cost(NamedTuple):
@@ -106,15 +108,16 @@ def cost(
     computing_ms = work / prefill_per_s * 1e3
     # Its prompt joins a step, which takes as long as the streams' do besides.
     prefill_ms = load.itl_ms + computing_ms
-    # Our prompt holds each stream there up once. A step reads each stream's context: the more of it, the slower our
-    # tokens are, and with ours theirs.
-    slower_ms = streams * computing_ms / output_tokens
+    # A step reads each stream's context: the more of it, the slower our tokens are, and with ours theirs.
     if per_token_ms := load.step_ms_per_context_token or typical.step_ms_per_context_token:
-        slower_ms += per_token_ms * (account.context_tokens + streams * (tokens + output_tokens / 2))
+        slower_ms = per_token_ms * (account.context_tokens + streams * (tokens + output_tokens / 2))
     else:
-        slower_ms += streams * 2 * rates.decode_slowdown_per_stream * itl_ms
-    # A delay is worth itself at most, so that an answer of five tokens counts five times what each is later.
-    decode_ms = min(rates.pace_worth(itl_ms), output_tokens) * slower_ms
+        slower_ms = streams * 2 * rates.decode_slowdown_per_stream * itl_ms
+    # And our prompt holds each stream there up once. A delay is worth itself at most, so that an answer of five tokens
+    # counts five times what each is later.
+    worth, found_tokens = rates.pace_worth(itl_ms), FOUND_LONGER * output_tokens
+    held_ms = streams * computing_ms / found_tokens
+    decode_ms = min(worth, output_tokens) * slower_ms + min(worth, found_tokens) * held_ms
     return Cost(
         ready_ms,
         queue_ms,
