@@ -22,7 +22,7 @@ from model_server.record import Device
 from model_server.residency.spec import AdapterSpec, ModelSpec
 from model_server.residency.staged import is_whole, is_whole_adapter
 from model_server.server import ModelServer
-from stoker_common import event_loop, logs, metrics, tracing
+from stoker_common import event_loop, logs, memory, metrics, tracing
 from stoker_common.backoff import Backoff
 from stoker_common.failure import where
 from stoker_common.settings import SettingsError, load
@@ -48,7 +48,13 @@ async def serve(settings: ServerSettings) -> int:
             backoff = Backoff(rng, _PINS_RETRY_FIRST_S, _PINS_RETRY_MOST_S)
             pins = ConsulPins(consul, settings.pins_zone, backoff, kept)
         server = ModelServer(
-            settings, [*models, *_adapters(settings)], registrar, pins=pins, device=device, traces=traces
+            settings,
+            [*models, *_adapters(settings)],
+            registrar,
+            pins=pins,
+            device=device,
+            traces=traces,
+            settle=memory.settle,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
