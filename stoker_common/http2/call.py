@@ -20,6 +20,8 @@ from stoker_common.refusal import Code
 log = logging.getLogger(__name__)
 
 _NUMBERS = {code: int(code.value[0]) for code in grpc.StatusCode}
+# Raised as grpc.aio raises it.
+_OVER = "the call is over: its client has gone, or its status was sent"
 DoneCallback = Callable[[Any], None]
 
 
@@ -44,6 +46,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._most_bytes = most_bytes
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
+        # Whether the call's status is its own, not one that it was cut off with.
+        self._said = False
         self._code = grpc.StatusCode.OK
         self._details = ""
         self._trailing: tuple[tuple[str, str | bytes], ...] = ()
@@ -81,9 +85,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """See `Served`."""
         if self._timer is not None:
             self._timer.cancel()
-        if not self._stream.finished:
+        # Whoever still reads finds the end.
+        self._stream.inbox.end()
+        if not self._said:
             self._cancelled = True
-            self._stream.inbox.end()
             if self._task is not None:
                 self._task.cancel()
 
@@ -96,8 +101,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._task.cancel()
 
     def _ended(self, _: "asyncio.Task[None]") -> None:
-        for callback in self._callbacks:
-            callback(self)
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception as error:
+                log.error("a done callback failed", extra={"method": self._request.path, "where": where(error)})
         self._connection.settled(self._stream)
 
     # How it runs.
@@ -147,8 +156,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     def _send(self, message: Any) -> None:
         stream = self._stream
         if stream.finished or stream.over:
-            # As grpc.aio says it.
-            raise grpc.aio.InternalError("the call is over: its client has gone, or its status was sent")
+            raise grpc.aio.InternalError(_OVER)
         data = message if self._serialise is None else self._serialise(message)
         if len(data) > self._most_bytes:
             text = f"the answer's message has {len(data)} bytes, and {self._most_bytes} are sent"
@@ -158,6 +166,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def _end(self, code: grpc.StatusCode, details: str) -> None:
         self._code, self._details = code, details
+        self._said = True
         self._stream.finish(_status(code, details, self._trailing))
 
     # What the handler sees.
@@ -180,6 +189,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """See grpc.aio.ServicerContext."""
         if self._stream.answered:
             raise grpc.aio.UsageError("initial metadata go before all else, once")
+        if self._stream.over:
+            raise grpc.aio.InternalError(_OVER)
         self._stream.begin(fields.encoded(initial_metadata))
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> Never:

@@ -60,18 +60,22 @@ Begin = Callable[["Connection", Stream, Request], Served | None]
 
 
 class Connection(asyncio.Protocol):
-    """Belongs to one event loop. `lost` is told when it is over and nothing runs for it any more."""
+    """Belongs to one event loop. `made` is told when it can be used, which is later than it is constructed; `lost` when
+    it is over and nothing runs for it any more.
+    """
 
     def __init__(
         self,
         begin: Begin,
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
+        made: Callable[["Connection"], None],
         lost: Callable[["Connection"], None],
     ) -> None:
         self._begin = begin
         self._limits = limits
         self._loop = loop
+        self._made = made
         self._lost = lost
         self._reader = FrameReader(FIRST_FRAME_BYTES)
         self._blocks = HeaderBlocks(limits)
@@ -112,6 +116,7 @@ class Connection(asyncio.Protocol):
             )
         )
         self._sender.control(window_update(0, limits.connection_window_bytes - FIRST_WINDOW_BYTES))
+        self._made(self)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -167,8 +172,7 @@ class Connection(asyncio.Protocol):
             return
         self._closed = True
         self._sender.control(goaway(self._last_id, code, why))
-        self._sender.finish()
-        self._transport.close()
+        self._hang_up()
         self._forsake()
 
     def abort(self) -> None:
@@ -180,6 +184,7 @@ class Connection(asyncio.Protocol):
     def settled(self, stream: Stream) -> None:
         """What was done for the stream has ended."""
         if stream.over and self.streams.pop(stream.id, None) is not None:
+            stream.served = None
             self._end_if_idle()
 
     def take(self, stream: Stream) -> bytes | None:
@@ -303,14 +308,16 @@ class Connection(asyncio.Protocol):
             if flags & END_STREAM:
                 inbox.end()
             return
-        before = inbox.unread_bytes
+        before, refused = inbox.unread_bytes, None
         try:
             inbox.feed(data, size)
         except Unreadable as error:
-            stream.cut(fields.status(error.code.value, error.why))
+            refused = error
+        # Before the stream is cut, which takes off all that it has.
+        self._unread_bytes += inbox.unread_bytes - before
+        if refused is not None:
+            stream.cut(fields.status(refused.code.value, refused.why))
             return
-        finally:
-            self._unread_bytes += inbox.unread_bytes - before
         if self._unread_bytes > self._limits.unread_bytes:
             text = f"{self._unread_bytes} bytes of this connection's requests wait to be read; send less at once"
             stream.cut(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
@@ -324,7 +331,9 @@ class Connection(asyncio.Protocol):
 
     def _half_close(self, stream: Stream) -> None:
         stream.inbox.end()
-        if stream.served is not None:
+        if stream.inbox.broken_off and not stream.finished:
+            stream.cut(fields.status(Code.INTERNAL.value, "the request ends within a message"))
+        elif stream.served is not None:
             stream.served.came()
 
     def _widen(self, stream_id: int, payload: bytes) -> None:
@@ -438,6 +447,9 @@ class Connection(asyncio.Protocol):
     def _over(self, stream: Stream) -> None:
         """Nothing goes out or comes in on it any more."""
         stream.over = True
+        if stream.lingering is not None:
+            # A timer that is cancelled holds nothing, one that runs all that was asked and said.
+            stream.lingering.cancel()
         self._sender.drop(stream.out)
         self._unread_bytes -= stream.inbox.unread_bytes
         stream.inbox.unread_bytes = 0
@@ -447,6 +459,8 @@ class Connection(asyncio.Protocol):
             served.over()
             if served.running:
                 return  # counted until its handler has ended
+        # They know each other: what is over need not wait for the garbage collector.
+        stream.served = None
         self.streams.pop(stream.id, None)
         self._end_if_idle()
 
@@ -462,9 +476,9 @@ class Connection(asyncio.Protocol):
                 self._reset(stream, ErrorCode.CANCEL)
                 return
             waits = stream.out.backlog_bytes
-            self._loop.call_later(self._limits.linger_s, look)
+            stream.lingering = self._loop.call_later(self._limits.linger_s, look)
 
-        self._loop.call_later(self._limits.linger_s, look)
+        stream.lingering = self._loop.call_later(self._limits.linger_s, look)
 
     def _forsake(self) -> None:
         for stream in list(self.streams.values()):
@@ -486,8 +500,14 @@ class Connection(asyncio.Protocol):
             self._lost(self)
         elif self._served_to != LARGEST_STREAM_ID and not self._closed:
             self._closed = True
-            self._sender.finish()
-            self._transport.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """What was said is still sent, to a client that takes it within its time."""
+        self._sender.finish()
+        self._transport.close()
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._limits.linger_s, self._transport.abort)
 
     def _silent(self) -> None:
         if not self._closed:

@@ -42,6 +42,11 @@ class Inbox:
         self.unread_bytes += self._reader.held_bytes
         self.wake()
 
+    @property
+    def broken_off(self) -> bool:
+        """Whether a message has begun to come and not wholly come."""
+        return self._reader.held_bytes > 0
+
     def end(self) -> None:
         """No more comes."""
         self.ended = True

@@ -54,7 +54,8 @@ class Limits:
     # A client that was silent so long is asked whether it is there, and is gone if it does not answer.
     ping_interval_s: float = SERVER_PING_INTERVAL_MS / 1e3
     ping_timeout_s: float = PING_TIMEOUT_MS / 1e3
-    # An answer whose handler has ended, and of which the client takes nothing, is kept so long.
+    # An answer whose handler has ended, and of which the client takes nothing, is kept so long; so is what a connection
+    # that was closed still had to say.
     linger_s: float = 60.0
     # How long a client that was told of the end may go on opening streams: as long as the word may take.
     goaway_s: float = 1.0

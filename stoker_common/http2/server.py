@@ -25,14 +25,6 @@ log = logging.getLogger(__name__)
 _CLOSE_WITHIN_S = 1.0
 
 
-class _TooLate(asyncio.Protocol):
-    """A connection that was accepted while the listener closed."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        transport.close()
-
-
 @dataclass(slots=True)
 class _Details(grpc.HandlerCallDetails):
     """What generic handlers are asked with."""
@@ -132,12 +124,15 @@ class Http2Server(grpc.aio.Server):
 
     def protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
         """What speaks on a connection that was accepted."""
+        return Connection(self._begin, self._limits, loop, self._made, self._lost)
+
+    def _made(self, connection: Connection) -> None:
         if self._stopping:
-            return _TooLate()
-        connection = Connection(self._begin, self._limits, loop, self._lost)
+            # Accepted while the listener closed.
+            connection.close()
+            return
         self._connections.add(connection)
         self._quiet.clear()
-        return connection
 
     def _lost(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -1,5 +1,6 @@
 """One stream of a connection, as the call on it sees it: what came, what is said, whether it is over."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,7 +28,19 @@ class Served(Protocol):
 class Stream:
     """Belongs to its connection, which does what `reset` and `ending` ask."""
 
-    __slots__ = ("_ending", "_reset", "_sender", "answered", "finished", "id", "inbox", "out", "over", "served")
+    __slots__ = (
+        "_ending",
+        "_reset",
+        "_sender",
+        "answered",
+        "finished",
+        "id",
+        "inbox",
+        "lingering",
+        "out",
+        "over",
+        "served",
+    )
 
     def __init__(
         self,
@@ -51,6 +64,8 @@ class Stream:
         self.finished = False
         # Whether nothing can go out, or come in, any more.
         self.over = False
+        # Runs while what was said waits for its client.
+        self.lingering: asyncio.TimerHandle | None = None
 
     def begin(self, metadata: bytes = b"") -> None:
         """Say that an answer comes. Once is enough."""

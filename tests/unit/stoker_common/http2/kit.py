@@ -112,6 +112,9 @@ class Transport(asyncio.Transport):
         self.written = bytearray()
         self.writes = 0
         self.closed = False
+        # Whether nobody takes what was written: closing then waits for ever, as a socket's does.
+        self.stuck = False
+        self.lost = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """See asyncio.Transport."""
@@ -125,11 +128,16 @@ class Transport(asyncio.Transport):
 
     def close(self) -> None:
         """See asyncio.Transport."""
-        if not self.closed:
-            self.closed = True
-            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+        self.closed = True
+        if not self.stuck:
+            self.abort()
 
-    abort = close
+    def abort(self) -> None:
+        """See asyncio.Transport."""
+        self.closed = True
+        if not self.lost:
+            self.lost = True
+            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
 
     def is_closing(self) -> bool:
         """See asyncio.Transport."""
