@@ -26,6 +26,7 @@ from router.hot import choose_hot
 from router.learned import Learned
 from router.ledger import NOTHING, Booking, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
+from router.prefix_index import Expected
 from router.request import Request
 from router.room import RoomRules, Rooms
 from router.scorers import Rates
@@ -65,12 +66,12 @@ class StokerProcess:
         self._places: dict[int, Place[Flight]] = {}
         self._bookings: dict[int, tuple[Booking, Chosen, Expectation]] = {}
         self._tried: dict[int, set[Key]] = {}
-        self._digests = Digests()
+        self._digests = Digests(self.learned.caches.index, ((name, EPOCH) for name in mesh.servers))
         # Models that a server readies for this router, and servers that could not a moment ago, with until when.
         self._readying: set[str] = set()
         self._unable: dict[str, dict[Key, float]] = {}
         # Requests whose prompts are on their way to a server's cache.
-        self._expected: set[int] = set()
+        self._expected: dict[int, Expected] = {}
         self._draining = False
         # How often each request was outbid.
         self._outbid: Counter[int] = Counter()
@@ -101,7 +102,7 @@ class StokerProcess:
         """Its first token came."""
         booking, chosen, expected = self._bookings[flight.job.number]
         booking.first_token()
-        self._arrived(flight, flight.server)
+        self._arrived(flight)
         key, now_s = (flight.server, EPOCH), self._mesh.timeline.now_s
         cost = chosen.candidate.cost
         self.learned.breakers.answered(key, flight.dispatched_s)
@@ -134,7 +135,7 @@ class StokerProcess:
         key = (server, EPOCH)
         self._tried.setdefault(flight.job.number, set()).add(key)
         self.learned.breakers.lost(key)
-        self._arrived(flight, server)
+        self._arrived(flight)
         if entry is not None:
             entry[0].close()
 
@@ -143,7 +144,7 @@ class StokerProcess:
         self._outbid[flight.job.number] += 1
         self.learned.ledger.report((server, EPOCH), load)
         self._bookings.pop(flight.job.number)[0].close()
-        self._arrived(flight, server)
+        self._arrived(flight)
         self.submit(flight)
 
     def reported(self, server: str, load: Load, digest: Mapping[int, bool]) -> None:
@@ -165,6 +166,7 @@ class StokerProcess:
         self._snapshot = build(view, frozenset())
         self.learned.breakers.keep({key: each.endpoint.zone for key, each in self._snapshot.members.items()})
         self.learned.ledger.keep(self._snapshot.members)
+        self.learned.caches.keep(self._snapshot.members)
 
     def _request(self, flight: Flight) -> Request:
         """The request as the policy sees it."""
@@ -214,7 +216,7 @@ class StokerProcess:
 
     def _conditions(self, flight: Flight, rooms: Rooms | None) -> Conditions:
         learned = self.learned
-        held = dict(sorted(self._digests.held(flight.job.chain).items(), key=lambda each: -each[1]))
+        held = self._digests.held(flight.job.chain)
         return Conditions(
             accounts=learned.ledger.accounts,
             breakers=learned.breakers,
@@ -240,15 +242,13 @@ class StokerProcess:
             flight.predicted_ms = expected.total_ms
         self.learned.breakers.dispatched(key)
         if flight.job.number not in self._expected:
-            self._expected.add(flight.job.number)
-            self._digests.expect(key, flight.job.chain)
+            self._expected[flight.job.number] = self._digests.expect(key, flight.job.chain)
         asks = offer.HasField("most_waiting_prompt_tokens")
         self._mesh.dispatch(flight, key[0], offer.most_waiting_prompt_tokens if asks else None)
 
-    def _arrived(self, flight: Flight, server: str) -> None:
-        if flight.job.number in self._expected:
-            self._expected.discard(flight.job.number)
-            self._digests.arrived((server, EPOCH), flight.job.chain)
+    def _arrived(self, flight: Flight) -> None:
+        if expected := self._expected.pop(flight.job.number, None):
+            expected.close()
 
     def _room(self) -> None:
         """Some server may have more room: whoever is first looks."""
