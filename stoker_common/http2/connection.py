@@ -89,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._served_to = LARGEST_STREAM_ID
         self._owed = 0
         self._unread_bytes = 0
+        self._metadata_bytes = 0
         self._greeted = False
         self._leaving = False
         self._closed = False
@@ -183,9 +184,8 @@ class Connection(asyncio.Protocol):
 
     def settled(self, stream: Stream) -> None:
         """What was done for the stream has ended."""
-        if stream.over and self.streams.pop(stream.id, None) is not None:
-            stream.served = None
-            self._end_if_idle()
+        if stream.over and stream.id in self.streams:
+            self._forget(stream)
 
     def take(self, stream: Stream) -> bytes | None:
         """The stream's next message, for its handler; None if none is there."""
@@ -206,7 +206,8 @@ class Connection(asyncio.Protocol):
             if kind != SETTINGS or flags & ACK:
                 raise protocol_error("a client begins with SETTINGS")
             self._greeted = True
-            self._timer.cancel()
+            if not self._leaving:
+                self._timer.cancel()
         if kind == DATA:
             self._data(flags, stream_id, payload)
         elif kind == HEADERS:
@@ -226,17 +227,24 @@ class Connection(asyncio.Protocol):
             raise protocol_error("a client may not push")
         elif kind == GOAWAY:
             # It opens no more streams; those there are go on.
+            self._spend(1.0)
             if stream_id or len(payload) < 8:
                 raise protocol_error("a GOAWAY that is none")
         else:
             # Unknown types are passed over, and priorities, which nobody uses any more; for nothing is neither.
             self._spend(1.0)
+            if kind == PRIORITY and not stream_id:
+                raise protocol_error("a PRIORITY of no stream")
             if kind == PRIORITY and len(payload) != 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PRIORITY frame has five bytes")
 
     def _begins_block(self, stream_id: int) -> None:
         if not stream_id % 2:
             raise protocol_error(f"a client's streams have odd numbers, not {stream_id}")
+
+    def _idle(self, stream_id: int) -> bool:
+        """Whether it was never opened. Those with even numbers are ours, and we open none."""
+        return not stream_id % 2 or stream_id > self._last_id
 
     def _headers(self, stream_id: int, block: Fields | None) -> None:
         if block is None:
@@ -264,8 +272,14 @@ class Connection(asyncio.Protocol):
             self._ending,
         )
         stream.inbox.ended = ends
+        stream.metadata_bytes = asked.size_bytes
+        self._metadata_bytes += asked.size_bytes
         if asked.size_bytes > self._limits.metadata_bytes:
             text = f"the metadata has {asked.size_bytes} bytes, and {self._limits.metadata_bytes} are taken"
+            stream.finish(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
+            return
+        if self._metadata_bytes > self._limits.all_metadata_bytes:
+            text = f"the metadata of this connection's calls has {self._metadata_bytes} bytes; send less of it at once"
             stream.finish(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
             return
         stream.served = self._begin(self, stream, asked)
@@ -276,15 +290,21 @@ class Connection(asyncio.Protocol):
         """A second header block. gRPC's clients send none."""
         self._spend(1.0)
         stream = self.streams.get(stream_id)
-        if stream is None or stream.over:
+        if stream is None:
+            # Trailers of a stream that is over, which harms none; or a number that was passed over, and a client that
+            # would wait for its answer.
+            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is over, or out of turn")
+        if stream.over:
             return
-        if not ends or stream.inbox.ended:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "trailers end a stream, once")
+        if stream.inbox.ended:
+            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the stream's end")
+        if not ends:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a second header block is the stream's end")
         self._half_close(stream)
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
-        if not stream_id or stream_id > self._last_id:
+        if self._idle(stream_id):
             raise protocol_error(f"DATA on stream {stream_id}, which was not opened")
         # What came is given back whether it is read or not (`Limits.unread_bytes` bounds it), so that a stream that
         # nobody reads holds up no other, and the connection's window can never be used up.
@@ -347,7 +367,7 @@ class Connection(asyncio.Protocol):
             if not self._sender.widened(size):
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is too large")
             return
-        if stream_id > self._last_id:
+        if self._idle(stream_id):
             raise protocol_error(f"a WINDOW_UPDATE on stream {stream_id}, which was not opened")
         stream = self.streams.get(stream_id)
         if stream is None or stream.over:
@@ -360,7 +380,7 @@ class Connection(asyncio.Protocol):
     def _reset_by_client(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a RST_STREAM has four bytes")
-        if not stream_id or stream_id > self._last_id:
+        if self._idle(stream_id):
             raise protocol_error(f"RST_STREAM on stream {stream_id}, which was not opened")
         stream = self.streams.get(stream_id)
         if stream is None or stream.over:
@@ -370,8 +390,10 @@ class Connection(asyncio.Protocol):
         self._over(stream)
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) != 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes and no stream")
+        if stream_id:
+            raise protocol_error("a PING has no stream")
+        if len(payload) != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes")
         self._spend(1.0)
         if not flags & ACK:
             self._sender.control(ping(payload, ACK))
@@ -380,8 +402,10 @@ class Connection(asyncio.Protocol):
 
     def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._spend(1.0 if flags & ACK else _SETTINGS_WEIGHT)
-        if stream_id or (flags & ACK and payload):
-            raise protocol_error("SETTINGS that are none")
+        if stream_id:
+            raise protocol_error("SETTINGS have no stream")
+        if flags & ACK and payload:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an answer to SETTINGS says nothing")
         if flags & ACK:
             return
         wider = self._peer_settings.take(payload)
@@ -459,9 +483,14 @@ class Connection(asyncio.Protocol):
             served.over()
             if served.running:
                 return  # counted until its handler has ended
-        # They know each other: what is over need not wait for the garbage collector.
+        self._forget(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        """It is over, and nothing runs for it."""
+        # They know each other: neither is to wait for the garbage collector.
         stream.served = None
-        self.streams.pop(stream.id, None)
+        del self.streams[stream.id]
+        self._metadata_bytes -= stream.metadata_bytes
         self._end_if_idle()
 
     def _ending(self, stream: Stream) -> None:

@@ -72,6 +72,23 @@ def head(size: int, kind: int, flags: int, stream_id: int) -> bytes:
     return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id)
 
 
+def header_frames(block: bytes, flags: int, stream_id: int, most_bytes: int) -> bytes:
+    """A header block: HEADERS, and where it is longer than the peer's frames are, CONTINUATION after it."""
+    if len(block) <= most_bytes:
+        return head(len(block), HEADERS, flags | END_HEADERS, stream_id) + block
+    parts = [block[at : at + most_bytes] for at in range(0, len(block), most_bytes)]
+    return b"".join(
+        head(
+            len(part),
+            CONTINUATION if at else HEADERS,
+            (0 if at else flags) | (END_HEADERS if at == len(parts) - 1 else 0),
+            stream_id,
+        )
+        + part
+        for at, part in enumerate(parts)
+    )
+
+
 def message_head(size: int, stream_id: int) -> bytes:
     """What comes before a whole message of `size` bytes that fits into one DATA frame. Runs once a token."""
     framed = size + MESSAGE_PREFIX_BYTES

@@ -25,6 +25,9 @@ class Limits:
     unread_bytes: int = 4 * MAX_REQUEST_BYTES
     # A header list as RFC 9113 counts it, 32 bytes more a field. One above it is refused.
     metadata_bytes: int = METADATA_HARD_BYTES
+    # Of all calls that a connection has: one byte in a header block can stand for a field of four thousand, and Python
+    # keeps some five times what is counted here. 2 KiB a call, were there as many as may be.
+    all_metadata_bytes: int = 32 << 20
     # Of one above these the decoder's state is not kept, so the connection ends. They leave room to refuse politely
     # what is a mistake, and bound what a bomb of references or an endless block (CVE-2024-27316) can make of us.
     header_block_bytes: int = 64 << 10

@@ -57,6 +57,8 @@ class MessageReader:
             if start + length > size:
                 self._needed = MESSAGE_PREFIX_BYTES + length
                 break
+            if data[at] > 1:
+                raise Unreadable(Code.INTERNAL, "a message's first byte says neither compressed nor not")
             message = data[start : start + length]
             yield self._decompressed(message) if data[at] else message
             at = start + length

@@ -61,6 +61,9 @@ def read(stream_id: int, fields: Fields) -> Request | Unfit:
                 timeout_s = _timeout_s(stream_id, value)
             elif name == b"grpc-encoding":
                 encoding = value.decode("latin-1")
+            elif name == b"te" and value != b"trailers":
+                # RFC 9113, section 8.2.2.
+                raise _malformed(stream_id, "its te says more than trailers")
         elif not _NAME.fullmatch(name) or name in _HOP or _FORBIDDEN.search(value):
             raise _malformed(stream_id, "one of its fields may not be there")
         else:

@@ -9,15 +9,14 @@ from typing import Protocol
 
 from stoker_common.http2.frames import (
     DATA,
-    END_HEADERS,
     END_STREAM,
     FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
     HEAD_BYTES,
-    HEADERS,
     LARGEST_WINDOW_BYTES,
     MESSAGE_PREFIX_BYTES,
     head,
+    header_frames,
     message_head,
     message_prefix,
 )
@@ -82,7 +81,7 @@ class Sender:
 
     def headers(self, stream_id: int, block: bytes) -> None:
         """An answer's first header block."""
-        self.control(head(len(block), HEADERS, END_HEADERS, stream_id) + block)
+        self.control(header_frames(block, 0, stream_id, self._frame_bytes))
 
     def message(self, stream: Outgoing, message: bytes) -> None:
         """A message of a stream's. Runs once a token."""
@@ -203,7 +202,7 @@ class Sender:
                 ready[stream_id] = stream
 
     def _end(self, stream_id: int, block: bytes) -> None:
-        self.control(head(len(block), HEADERS, END_HEADERS | END_STREAM, stream_id) + block)
+        self.control(header_frames(block, END_STREAM, stream_id, self._frame_bytes))
         self._ended(stream_id)
 
     def _make_ready(self, stream: Outgoing) -> None:

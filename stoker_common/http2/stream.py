@@ -37,6 +37,7 @@ class Stream:
         "id",
         "inbox",
         "lingering",
+        "metadata_bytes",
         "out",
         "over",
         "served",
@@ -57,6 +58,8 @@ class Stream:
         self._sender = sender
         self._reset = reset
         self._ending = ending
+        # As RFC 9113 counts them, of the call's.
+        self.metadata_bytes = 0
         self.served: Served | None = None
         # Whether something was said.
         self.answered = False

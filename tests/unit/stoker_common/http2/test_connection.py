@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from h2.events import PingAckReceived, RemoteSettingsChanged, WindowUpdated
 from h2.settings import SettingCodes
+from hpack import Encoder
 
-from stoker_common.http2.frames import ErrorCode
+from stoker_common.http2.frames import END_HEADERS, FIRST_FRAME_BYTES, HEADERS, RST_STREAM, ErrorCode, head
 from stoker_common.http2.limits import Limits
+from stoker_common.http2.reader import FrameReader
 from tests.unit.stoker_common.http2.kit import Client, Handlers, headers, run, served, settle
 
 pytestmark = pytest.mark.unit
@@ -354,5 +356,25 @@ def test_a_handler_is_waited_for_when_the_server_ends() -> None:
         await server.stop(0.5)
         assert handlers.began == 1 and not handlers.running
         assert client.transport.closed
+
+    run(test)
+
+
+def test_streams_out_of_turn_are_told_so() -> None:
+    """And their client does not wait for an answer."""
+
+    async def test() -> None:
+        handlers = Handlers()
+        client = Client(served(handlers))
+        late = client.h2.get_next_available_stream_id()
+        first = late + 2
+        client.h2.send_headers(first, headers("Hold"))
+        client.say(first, b"a", end=True)
+        fields = Encoder().encode(headers("Hold"))
+        client.frames(head(len(fields), HEADERS, END_HEADERS, late) + fields)
+        await settle()
+        frames = list(FrameReader(FIRST_FRAME_BYTES, greeted=True).feed(bytes(client.transport.written)))
+        assert (RST_STREAM, 0, late, ErrorCode.STREAM_CLOSED.to_bytes(4)) in frames
+        assert handlers.running == 1 and not client.transport.closed
 
     run(test)

@@ -199,3 +199,24 @@ def test_a_server_that_ends_while_a_connection_is_accepted() -> None:
         assert transport.lost
 
     run(test)
+
+
+@pytest.mark.parametrize("size", [16_000, 16_384, 40_000])
+def test_a_status_that_is_longer_than_a_frame(size: int) -> None:
+    """As one frame it would end the connection, and all other calls."""
+
+    async def test() -> None:
+        async def handle(request: bytes, context: Any) -> None:
+            await context.send_initial_metadata((("x-first", "x" * size),))
+            await context.abort(grpc.StatusCode.NOT_FOUND, "y" * size)
+
+        client = Client(serving(grpc.unary_unary_rpc_method_handler(handle)))
+        client.h2.local_settings.max_header_list_size = 100_000
+        client.h2.decoder.max_header_list_size = 100_000
+        stream = client.open("Do", b"a")
+        await client.hear()
+        assert client.headers[stream]["x-first"] == "x" * size
+        assert client.trailers[stream]["grpc-message"] == "y" * size
+        assert stream in client.ended
+
+    run(test)

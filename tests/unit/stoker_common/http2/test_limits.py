@@ -88,7 +88,14 @@ BAD = {
     "a PRIORITY of four bytes": (frame(PRIORITY, 0, 1, b"1234"), ErrorCode.FRAME_SIZE_ERROR),
     "SETTINGS of five bytes": (frame(SETTINGS, 0, 0, b"12345"), ErrorCode.FRAME_SIZE_ERROR),
     "SETTINGS on a stream": (frame(SETTINGS, 0, 1), ErrorCode.PROTOCOL_ERROR),
-    "an answer to SETTINGS that says something": (frame(SETTINGS, 1, 0, bytes(6)), ErrorCode.PROTOCOL_ERROR),
+    "an answer to SETTINGS that says something": (frame(SETTINGS, 1, 0, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
+    "a PING on a stream": (frame(PING, 0, 1, b"12345678"), ErrorCode.PROTOCOL_ERROR),
+    "a PRIORITY of no stream": (frame(PRIORITY, 0, 0, bytes(5)), ErrorCode.PROTOCOL_ERROR),
+    "DATA on a stream of ours": (frame(HEADERS, END_HEADERS, 3, block()) + frame(DATA, 0, 2), ErrorCode.PROTOCOL_ERROR),
+    "a RST_STREAM of a stream of ours": (
+        frame(HEADERS, END_HEADERS, 3, block()) + rst_stream(2, ErrorCode.CANCEL),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
     "a window beyond all": (frame(SETTINGS, 0, 0, b"\0\x04\xff\xff\xff\xff"), ErrorCode.FLOW_CONTROL_ERROR),
     "frames that are too small": (frame(SETTINGS, 0, 0, b"\0\x05\0\0\0\1"), ErrorCode.PROTOCOL_ERROR),
     "a push that is neither on nor off": (frame(SETTINGS, 0, 0, b"\0\x02\0\0\0\7"), ErrorCode.PROTOCOL_ERROR),
@@ -124,6 +131,7 @@ MALFORMED: dict[str, Callable[[list[tuple[str, str]]], list[tuple[str, str]]]] =
     "out of order": lambda fields: [*fields, (":authority", "x")],
     "capitals": lambda fields: [*fields, ("X-Key", "x")],
     "a hop's": lambda fields: [*fields, ("connection", "close")],
+    "te that is more than trailers": lambda fields: [*fields, ("te", "gzip")],
     "a line's end": lambda fields: [*fields, ("x-key", "a\r\nb")],
     "no base64": lambda fields: [*fields, ("x-key-bin", "!")],
     "no timeout": lambda fields: [*fields, ("grpc-timeout", "1 h")],
@@ -260,6 +268,7 @@ FLOODS = {
     "padding": frame(DATA, PADDED, 1, b"\x03abc"),
     "WINDOW_UPDATE": window_update(1, 1),
     "WINDOW_UPDATE of the connection": window_update(0, 1),
+    "GOAWAY": frame(0x7, 0, 0, bytes(8)),
     "unknown frames": frame(0xEE, 0, 0, b"x"),
     "resets of what is over": rst_stream(3, ErrorCode.CANCEL),
     "trailers of what is over": frame(HEADERS, END_HEADERS | END_STREAM, 3, block()),
@@ -320,6 +329,26 @@ def test_what_waits_to_be_read_is_bounded_for_all_streams_together() -> None:
         await client.hear()
         assert client.status(streams[-1]) == EXHAUSTED
         assert set(client.connection.streams) == set(streams[:-1])
+
+    run(test)
+
+
+def test_the_metadata_of_all_calls_together_is_bounded() -> None:
+    """A byte of a header block stands for a field of four thousand, on each of thousands of streams."""
+
+    async def test() -> None:
+        handlers = Handlers()
+        client = Client(served(handlers, Limits(all_metadata_bytes=10_000)))
+        long = (("x-long", "x" * 4_000),)
+        streams = [client.open("Hold", b"a", metadata=long) for _ in range(3)]
+        await client.hear()
+        assert client.status(streams[2]) == EXHAUSTED
+        assert handlers.running == 2
+        client.cancel(streams[0])
+        await client.hear()
+        client.open("Hold", b"a", metadata=long)
+        await client.hear()
+        assert handlers.running == 2 and set(client.connection.streams) == {streams[1], streams[2] + 2}
 
     run(test)
 
