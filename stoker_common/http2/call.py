@@ -197,8 +197,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """See grpc.aio.ServicerContext."""
         if code is grpc.StatusCode.OK:
             raise grpc.aio.UsageError("a call is aborted with an error, not with OK")
-        self._trailing = (*self._trailing, *trailing_metadata)
-        self._end(code, details)
+        # As grpc.aio does it: what was set before is sent where nothing is said now.
+        self._trailing = tuple(trailing_metadata) or self._trailing
+        self._end(code, details or self._details)
         raise grpc.aio.AbortError("the call was aborted")
 
     async def abort_with_status(self, status: grpc.Status) -> Never:

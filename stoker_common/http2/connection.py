@@ -51,8 +51,9 @@ log = logging.getLogger(__name__)
 
 _ALIVE = b"alive?\0\0"
 _HEARD = b"goaway?\0"
-# SETTINGS may touch every stream's window.
+# SETTINGS may touch every stream's window; of so many streams each costs as much as another frame does.
 _SETTINGS_WEIGHT = 100.0
+_STREAMS_A_FRAME = 4
 
 
 # A call came. What is done for it; None where it was answered at once.
@@ -401,7 +402,7 @@ class Connection(asyncio.Protocol):
             self._left()
 
     def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._spend(1.0 if flags & ACK else _SETTINGS_WEIGHT)
+        self._spend(1.0 if flags & ACK else max(_SETTINGS_WEIGHT, len(self.streams) / _STREAMS_A_FRAME))
         if stream_id:
             raise protocol_error("SETTINGS have no stream")
         if flags & ACK and payload:

@@ -48,6 +48,7 @@ class Service:
                 "Twice": grpc.unary_unary_rpc_method_handler(self._twice),
                 "Context": grpc.unary_unary_rpc_method_handler(self._context),
                 "Abort": grpc.unary_unary_rpc_method_handler(self._abort),
+                "AbortAsSet": grpc.unary_unary_rpc_method_handler(self._abort_as_set),
                 "Fail": grpc.unary_unary_rpc_method_handler(self._fail),
                 "Code": grpc.unary_unary_rpc_method_handler(self._code),
                 "Large": grpc.unary_unary_rpc_method_handler(self._large),
@@ -74,7 +75,13 @@ class Service:
         return " ".join(sorted(told)).encode()
 
     async def _abort(self, _: bytes, context: wire.Context) -> bytes:
+        context.set_trailing_metadata((("before", "1"),))
         await context.abort(grpc.StatusCode.NOT_FOUND, "none of it, 100 % sure: ü\n", (("why", "so"), ("b-bin", b"\1")))
+
+    async def _abort_as_set(self, _: bytes, context: wire.Context) -> bytes:
+        context.set_trailing_metadata((("before", "1"),))
+        context.set_details("as it was set")
+        await context.abort(grpc.StatusCode.NOT_FOUND)
 
     async def _fail(self, _: bytes, context: wire.Context) -> bytes:
         raise ValueError("what it says")
@@ -272,6 +279,9 @@ async def test_statuses(kind: Http2) -> None:
         error = await refused(it.unary("Abort")(b""))
         assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "none of it, 100 % sure: ü\n")
         assert {("why", "so"), ("b-bin", b"\1")} <= set(error.trailing_metadata())
+        assert "before" not in error.trailing_metadata()
+        error = await refused(it.unary("AbortAsSet")(b""))
+        assert (error.details(), error.trailing_metadata()["before"]) == ("as it was set", "1")
         error = await refused(it.unary("Code")(b""))
         assert (error.code(), error.details()) == (grpc.StatusCode.DATA_LOSS, "lost")
         assert (await refused(it.unary("Fail")(b""))).code() is grpc.StatusCode.UNKNOWN

@@ -21,6 +21,7 @@ from stoker_common.http2.frames import (
     SETTINGS,
     WINDOW_UPDATE,
     ErrorCode,
+    Setting,
     head,
     ping,
     rst_stream,
@@ -289,6 +290,19 @@ def test_frames_that_carry_nothing_have_a_budget(flood: bytes) -> None:
                 break
         assert await ended(client) == ErrorCode.ENHANCE_YOUR_CALM
         await still_serves(server)
+
+    run(test)
+
+
+def test_settings_cost_as_many_streams_as_they_touch() -> None:
+    async def test() -> None:
+        client = Client(served(Handlers(), Limits(control_burst=1000, control_per_s=0.0)))
+        for _ in range(1000):
+            client.open("Stay", end=False)
+        await client.hear()
+        for _ in range(4):
+            client.frames(settings({Setting.INITIAL_WINDOW_SIZE: 1}))
+        assert await ended(client) == ErrorCode.ENHANCE_YOUR_CALM
 
     run(test)
 
