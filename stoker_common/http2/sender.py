@@ -58,13 +58,15 @@ class Sender:
         self._stopped = False
         # Streams that have something to send and a window, in the order of their turns.
         self._ready: dict[int, Outgoing] = {}
+        # Streams whose end alone is left to send.
+        self._ending: dict[int, Outgoing] = {}
         # DATA frames since somebody asked last.
         self._data_frames = 0
 
     @property
     def idle(self) -> bool:
         """Whether all was handed over."""
-        return not self._out and not self._ready
+        return not self._out and not self._ready and not self._ending
 
     def control(self, frame: bytes) -> None:
         """A frame that no window holds back."""
@@ -111,12 +113,17 @@ class Sender:
         """The header block that ends a stream, once all before it is out."""
         if stream.backlog_bytes:
             stream.ending = block
+        elif self._paused:
+            # Kept with its stream, of which there are only so many, not with what a full socket holds up.
+            stream.ending = block
+            self._ending[stream.stream_id] = stream
         else:
             self._end(stream.stream_id, block)
 
     def drop(self, stream: Outgoing) -> None:
         """The stream is over, whatever waits of it."""
         self._ready.pop(stream.stream_id, None)
+        self._ending.pop(stream.stream_id, None)
         stream.drop()
 
     def frame_bytes(self, size: int) -> None:
@@ -153,6 +160,9 @@ class Sender:
     def finish(self) -> None:
         """Hand over what there is, as the last of the connection."""
         if not self._stopped:
+            for stream_id, stream in self._ending.items():
+                if stream.ending is not None:
+                    self._out.append(header_frames(stream.ending, END_STREAM, stream_id, self._frame_bytes))
             self._flush_out()
         self.stop()
 
@@ -172,10 +182,15 @@ class Sender:
         self._scheduled = False
         if self._paused or self._stopped:
             return
+        while self._ending and self._out_bytes < self._limits.turn_bytes:
+            stream_id, stream = next(iter(self._ending.items()))
+            del self._ending[stream_id]
+            if stream.ending is not None:
+                self._end(stream_id, stream.ending)
         if self._ready:
             self._fill()
         self._flush_out()
-        if self._ready and self._window > 0 and not self._paused:
+        if self._ending or (self._ready and self._window > 0):
             self._schedule()
 
     def _fill(self) -> None:

@@ -220,3 +220,37 @@ def test_a_status_that_is_longer_than_a_frame(size: int) -> None:
         assert stream in client.ended
 
     run(test)
+
+
+def test_many_calls_that_end_while_their_client_does_not_read_harm_no_other() -> None:
+    """A server that refuses all that comes to a client whose socket is full."""
+
+    async def test() -> None:
+        handlers = Handlers()
+        client = Client(served(handlers, Limits(control_bytes=10_000)))
+        stays = client.open("Hold", b"a")
+        await client.hear()
+        client.connection.pause_writing()
+        streams = [client.open("Nothing", b"a") for _ in range(300)]
+        await settle()
+        assert not client.transport.closed
+        client.connection.resume_writing()
+        await client.hear()
+        assert {client.status(stream) for stream in streams} == {12}
+        assert set(client.connection.streams) == {stays}
+
+    run(test)
+
+
+def test_ends_that_wait_are_sent_when_the_connection_is_closed() -> None:
+    async def test() -> None:
+        client = Client(served(Handlers()))
+        await client.hear()
+        client.connection.pause_writing()
+        stream = client.open("Nothing", b"a")
+        await settle()
+        client.connection.close()
+        await client.hear()
+        assert client.status(stream) == 12
+
+    run(test)
