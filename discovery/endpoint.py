@@ -64,6 +64,8 @@ class Endpoint:
     accelerator_memory_bytes: int = 0
     max_streams: int = 1
     kv_tokens: int = 0
+    # Tokens computed in one step at most; 0 if not known.
+    step_tokens: int = 0
     link_version: int = 0
     numerics_class: str = ""
     resume_modes: tuple[str, ...] = ()

@@ -89,7 +89,9 @@ def endpoint_to_proto(endpoint: Endpoint) -> endpoint_pb2.Endpoint:
             count=endpoint.accelerator_count,
             memory_bytes=endpoint.accelerator_memory_bytes,
         ),
-        capacity=endpoint_pb2.Capacity(max_streams=endpoint.max_streams, kv_tokens=endpoint.kv_tokens),
+        capacity=endpoint_pb2.Capacity(
+            max_streams=endpoint.max_streams, kv_tokens=endpoint.kv_tokens, step_tokens=endpoint.step_tokens
+        ),
         link_version=endpoint.link_version,
         models=[model_to_proto(model) for model in endpoint.models],
         load=load_to_proto(endpoint.load),

@@ -52,7 +52,8 @@ class EngineInfo:
     of these, the ones whose bytes are what they would have been. All modes but PREFILL keep every state. `sleeps`:
     whether it can move its weights to host memory and back. `prefix_cache`: whether it keeps what it computed, for
     prompts that begin alike; `tells_dropped`: whether `Engine.dropped` says what leaves it. `max_adapters`: LoRA
-    adapters that it can hold at once, 0 where it takes none.
+    adapters that it can hold at once, 0 where it takes none. `step_tokens`: what a step takes at most, 0 if
+    not known.
     """
 
     engine: str
@@ -73,6 +74,7 @@ class EngineInfo:
     prefix_cache: bool = True
     tells_dropped: bool = False
     max_adapters: int = 0
+    step_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def endpoint(identity: Identity, info: EngineInfo, models: tuple[ModelState, ...
         accelerator_memory_bytes=info.accelerator_memory_bytes,
         max_streams=info.max_streams,
         kv_tokens=info.kv_tokens,
+        step_tokens=info.step_tokens,
         link_version=SPOKEN.highest,
         numerics_class=info.numerics_class,
         resume_modes=tuple(mode.value for mode in info.resume_modes),

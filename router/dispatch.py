@@ -33,6 +33,7 @@ def expect(learned: Learned, request: Request, candidate: Candidate, now_s: floa
         account,
         learned.ways.ms.get(member.endpoint.zone, 0.0),
         now_s,
+        member.endpoint.step_tokens,
     )
 
 

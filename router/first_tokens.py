@@ -102,9 +102,18 @@ class FirstTokens:
         return self._lines.get((key, model))
 
     def expect(
-        self, key: Key, model: str, tokens: float, cost: Cost, account: Account, way_ms: float, now_s: float
+        self,
+        key: Key,
+        model: str,
+        tokens: float,
+        cost: Cost,
+        account: Account,
+        way_ms: float,
+        now_s: float,
+        step_tokens: int = 0,
     ) -> Expectation:
-        """Of a request dispatched to `key` now, of which `tokens` are to be computed there at that cost.
+        """Of a request dispatched to `key` now, of which `tokens` are to be computed there at that cost, of
+        `step_tokens` in a step at most (0: not known).
 
         Before anything is learned: what the cost says, and the way to the server's zone.
         """
@@ -122,13 +131,16 @@ class FirstTokens:
         # It comes after those before it, and no sooner than alone.
         others_ms = account.others_prompt_tokens * per_token_ms - (now_s - account.reported_at_s) * 1e3
         ahead_ms = max(0.0, account.due_ms(now_s) - base_ms, others_ms)
+        ahead_tokens = ahead_ms / per_token_ms if per_token_ms else 0.0
+        # What of it does not fill a step is computed with the request's own, and no wait to the engine.
+        joined_ms = ahead_tokens % step_tokens * per_token_ms if step_tokens else 0.0
         return Expectation(
             cost.ready_ms,
-            cost.full_ms + queue_ms + ahead_ms,
-            in_engine_ms + per_token_ms * tokens,
+            cost.full_ms + queue_ms + ahead_ms - joined_ms,
+            in_engine_ms + joined_ms + per_token_ms * tokens,
             rest_ms,
             cost.full_ms,
-            ahead_ms / per_token_ms if per_token_ms else 0.0,
+            ahead_tokens,
             usual_ms_per_token,
         )
 

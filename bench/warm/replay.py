@@ -65,8 +65,9 @@ def told(rows: Sequence[Row]) -> dict[str, list[Told]]:
 class Replay:
     """One router, told of its requests again."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_tokens: int = 0) -> None:
         self._now_s = 0.0
+        self._step_tokens = step_tokens
         self._ledger = Ledger(lambda: self._now_s)
         self._first_tokens = FirstTokens()
         self._open: dict[int, tuple[Booking, Expectation]] = {}
@@ -94,7 +95,7 @@ class Replay:
         tokens = max(1, row["prompt_tokens"] - cached)
         cost = Cost(row["terms"]["ready"][0], 0.0, row["terms"]["prefill"][0], 0.0, 0.0, 0.0, cached)
         account = self._ledger.accounts.get(key, NOTHING)
-        expected = self._first_tokens.expect(key, "", tokens, cost, account, 0.0, self._now_s)
+        expected = self._first_tokens.expect(key, "", tokens, cost, account, 0.0, self._now_s, self._step_tokens)
         return self._ledger.book(key, tokens, cached, expected.total_ms), expected
 
     def _first_token(self, row: Row, booking: Booking, expected: Expectation) -> None:
@@ -122,13 +123,13 @@ def _lasted(ms: float) -> Duration:
     return made
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(rows: Sequence[Row], step_tokens: int = 0) -> str:
     """Policies and terms as `python -m bench.warm` prints them, with today's predictions."""
     seconds = {(row["policy"], row["window"]): row for row in rows if "window" in row}
     windows = []
     for requests in told(rows).values():
         by_round: dict[tuple[str, str], list[Row]] = {}
-        for row in Replay().run(requests):
+        for row in Replay(step_tokens).run(requests):
             by_round.setdefault((row["policy"], row["at"]), []).append(row)
         windows += [
             Window(policy, at, seconds[policy, at]["seconds"], seconds[policy, at]["tokens"], mine)
@@ -142,11 +143,13 @@ def main() -> None:
     """Read the files, print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.warm.replay", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="of python -m bench.warm; .gz too")
-    for path in parser.parse_args().files:
+    parser.add_argument("--step-tokens", type=int, default=0, help="that the servers computed in a step at most")
+    options = parser.parse_args()
+    for path in options.files:
         opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
         with opened as file:
             rows = [json.loads(line) for line in file]
-        print(f"\n{path.name}\n\n{tables(rows)}")
+        print(f"\n{path.name}\n\n{tables(rows, options.step_tokens)}")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ class SimEngine:
             vocabulary=settings.vocabulary,
             max_streams=settings.max_streams,
             kv_tokens=settings.kv_blocks * settings.block_tokens,
+            step_tokens=settings.max_batched_tokens,
             block_tokens=settings.block_tokens,
             accelerator=settings.accelerator,
             accelerator_count=settings.accelerator_count,

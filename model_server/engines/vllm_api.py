@@ -258,6 +258,7 @@ class Facts:
     vocabulary: int
     max_streams: int
     kv_tokens: int
+    step_tokens: int
     block_tokens: int
     accelerator: str
     accelerator_count: int
@@ -287,6 +288,7 @@ def facts(llm: AsyncLLM) -> Facts:
         vocabulary=int(model.get_vocab_size()),
         max_streams=int(config.scheduler_config.max_num_seqs),
         kv_tokens=int(cache.num_gpu_blocks or 0) * int(cache.block_size),
+        step_tokens=int(config.scheduler_config.max_num_batched_tokens),
         block_tokens=int(cache.block_size),
         accelerator=accelerator,
         accelerator_count=1 if current_platform.is_cpu() else int(parallel.world_size),

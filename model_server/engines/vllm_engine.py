@@ -101,6 +101,7 @@ class VllmEngine:
             vocabulary=facts.vocabulary,
             max_streams=facts.max_streams,
             kv_tokens=facts.kv_tokens,
+            step_tokens=facts.step_tokens,
             block_tokens=facts.block_tokens,
             accelerator=facts.accelerator,
             accelerator_count=facts.accelerator_count,

@@ -84,6 +84,7 @@ class Models:
             infos[0],
             max_streams=max(info.max_streams for info in infos),
             kv_tokens=max(info.kv_tokens for info in infos),
+            step_tokens=min(info.step_tokens for info in infos),
             resume_modes=tuple(mode for mode in infos[0].resume_modes if all(mode in i.resume_modes for i in infos)),
             exact_modes=tuple(mode for mode in infos[0].exact_modes if all(mode in i.exact_modes for i in infos)),
         )

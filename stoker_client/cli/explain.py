@@ -62,16 +62,23 @@ def costs_table(priced: router_pb2.ExplainResponse) -> Table:
     excluded = any(candidate.excluded_by for candidate in priced.candidates)
     last = "excluded by" if excluded else ""
     terms = (*_terms(priced), "total")
-    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), (*terms, "cached"), last)
+    columns = (*terms, "first token", "cached")
+    shown_terms = table(f"{chosen}; {tokens}; costs in ms", ("server", "zone"), columns, last)
     for candidate in priced.candidates:
         style = "bold green" if candidate.server == priced.chosen else "dim" if candidate.excluded_by else ""
-        shown = ["-"] * len(terms)
+        shown = ["-"] * (len(terms) + 1)
         if candidate.HasField("cost"):
             shown = [f"{getattr(candidate.cost, f'{term}_ms'):.2f}" for term in terms]
+            shown.append(f"{_total_ms(candidate.first_token):.2f}")
         cached = str(candidate.cached_tokens)
         why = (escape(candidate.excluded_by),) if excluded else ()
         shown_terms.add_row(escape(candidate.server), escape(candidate.zone), *shown, cached, *why, style=style)
     return shown_terms
+
+
+def _total_ms(of: pick_pb2.FirstToken) -> float:
+    """When the first token is expected: what is learned, beside the cost that decides."""
+    return of.ready_ms + of.queue_ms + of.prefill_ms + of.rest_ms
 
 
 def _terms(priced: router_pb2.ExplainResponse) -> list[str]:

@@ -119,11 +119,14 @@ def _endpoint_row(seen: router_pb2.EndpointStatus) -> tuple[str, ...]:
 
 
 def _predicted(calibration: router_pb2.Calibration | None) -> str:
-    """How far the predicted time to first token was off there, of late: the median either way, and which way."""
+    """How far the predicted time to first token was off there, of late: the median either way, and which way; and what
+    is predicted now: what any takes, and how fast prompts are computed."""
     if calibration is None:
         return ""
     style = "dim" if calibration.error <= RIGHT_WITHIN else "yellow"
     off = f"first token off by {calibration.error:.0%} ({calibration.bias:+.0%}), of {calibration.requests}"
+    if calibration.prefill_tokens_per_second:
+        off += f"; {calibration.base_ms:.0f} ms and {calibration.prefill_tokens_per_second:,.0f} tokens/s"
     return f" [{style}]{off}[/]"
 
 

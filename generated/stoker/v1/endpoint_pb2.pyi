@@ -204,19 +204,23 @@ class Capacity(_message.Message):
 
     MAX_STREAMS_FIELD_NUMBER: _builtins.int
     KV_TOKENS_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
     max_streams: _builtins.int
     """Streams that run at the same time."""
     kv_tokens: _builtins.int
     """Tokens that the KV cache holds."""
+    step_tokens: _builtins.int
+    """Tokens that are computed in one step at most; 0 if not known."""
     def __init__(
         self,
         *,
         max_streams: _builtins.int = ...,
         kv_tokens: _builtins.int = ...,
+        step_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_tokens", b"kv_tokens", "max_streams", b"max_streams"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_tokens", b"kv_tokens", "max_streams", b"max_streams", "step_tokens", b"step_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

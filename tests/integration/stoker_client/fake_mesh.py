@@ -72,7 +72,8 @@ class FakeRouter:
         self._note(request, context)
         answer = router_pb2.ExplainResponse(chosen="s1", prompt_tokens=3)
         cost = pick_pb2.Cost(prefill_ms=0.5, ramp_ms=0.75, total_ms=1.25)
-        answer.candidates.add(server="s1", zone="zone-a", cost=cost)
+        first = pick_pb2.FirstToken(queue_ms=3.0, prefill_ms=40.0, rest_ms=7.5)
+        answer.candidates.add(server="s1", zone="zone-a", cost=cost, first_token=first)
         answer.candidates.add(server="s2", zone="zone-b", excluded_by="ejected [for 30 s]")
         return answer
 

@@ -107,6 +107,7 @@ async def test_explain(tmp_path: Path) -> None:
         table = await stoker(tmp_path, "explain", "x", "--router", router.address)
         machine = await stoker(tmp_path, "explain", "x", "--router", router.address, "--json")
     assert "1.25" in table.out and "ejected [for 30 s]" in table.out
+    assert "50.50" in table.out
     # A term that usually is 0 is shown where it counts.
     assert "ramp" in table.out and "0.75" in table.out
     assert [candidate["server"] for candidate in json.loads(machine.out)["candidates"]] == ["s1", "s2"]

@@ -47,6 +47,7 @@ endpoints = st.builds(
     accelerator_memory_bytes=counts,
     max_streams=counts,
     kv_tokens=counts,
+    step_tokens=counts,
     link_version=counts,
     numerics_class=text,
     resume_modes=st.lists(text.filter(bool), max_size=4).map(tuple),

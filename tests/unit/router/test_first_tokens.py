@@ -106,6 +106,20 @@ def test_others_prompts_are_ahead_as_far_as_they_were_reported_and_are_not_yet_c
     assert expected(first_tokens, 1000, account, now_s=clock()).queue_ms == pytest.approx(40, rel=0.15)
 
 
+def test_what_is_computed_in_one_step_with_others_is_no_wait() -> None:
+    first_tokens = learned(*[(200, 40.0), (2000, 85.0)] * 20)
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.report(KEY, Load(waiting=1, waiting_prompt_tokens=5000))
+    account = ledger.accounts[KEY]
+    unknown = expected(first_tokens, 1000, account, now_s=clock())
+    assert unknown.queue_ms == pytest.approx(125, rel=0.15)
+    known = first_tokens.expect(KEY, "m", 1000, cost(prefill_ms=33), account, 0.0, clock(), step_tokens=2000)
+    assert known.queue_ms == pytest.approx(0.8 * unknown.queue_ms)
+    assert known.prefill_ms == pytest.approx(unknown.prefill_ms + 0.2 * unknown.queue_ms)
+    assert known.total_ms == pytest.approx(unknown.total_ms)
+
+
 def test_parts_are_told_apart_as_the_engine_does() -> None:
     first_tokens = FirstTokens()
     timings = inference_pb2.Timings(load=lasted(1), queue=lasted(6), prefill=lasted(30))

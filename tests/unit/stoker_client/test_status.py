@@ -25,5 +25,12 @@ def test_how_far_predictions_were_off_is_told_beside_the_model_they_were_of() ->
     assert "n hot first token off by 31% (-12%), of 64" in line
 
 
+def test_what_predictions_are_made_of_is_told() -> None:
+    shown = printed(
+        router_pb2.Calibration(model="n", requests=64, error=0.1, base_ms=31.4, prefill_tokens_per_second=41_500.0)
+    )
+    assert "of 64; 31 ms and 41,500 tokens/s" in shown
+
+
 def test_where_nothing_was_asked_nothing_is_told() -> None:
     assert "first token" not in printed()
