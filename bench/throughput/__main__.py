@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4, help="routers: held against one")
     parser.add_argument("--channels", type=int, default=32, help="routers: of all clients together")
     parser.add_argument("--mocks", type=int, default=4, help="routers: mock servers")
-    parser.add_argument("--relay-load-processes", type=int, default=8, help="routers: that share the streams")
+    parser.add_argument("--relay-load-processes", type=int, default=16, help="routers: that share the streams")
     parser.add_argument("--logs", type=Path, help="folder to keep the processes' logs in")
     parser.add_argument("--out", type=Path, default=RESULTS, help="rows are added to it")
     # What follows `--` is not ours to parse, though it looks like options.

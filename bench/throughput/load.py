@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from bench.relay.cpu import used_s
@@ -32,10 +32,17 @@ class Watched:
         return used_s([self.pid], children=self.children)
 
 
-async def measure(job: Job, processes: int, window_s: float | None, watched: Mapping[str, Watched]) -> Row:
+async def measure(
+    job: Job,
+    processes: int,
+    window_s: float | None,
+    watched: Mapping[str, Watched],
+    look: Callable[[], Row] = dict,
+) -> Row:
     """`job.streams` over so many processes: tokens/s, CPU of who is watched, how busy the load generator was.
 
-    Without a window each stream runs once, and time counts from the start to the last token. Raises RuntimeError.
+    `look` is asked for more when all streams run. Without a window each stream runs once, and time counts from the
+    start to the last token. Raises RuntimeError.
     """
     share = job.streams // processes
     jobs = [replace(job, streams=share, seed=job.seed + 2 * number) for number in range(processes)]
@@ -54,6 +61,7 @@ async def measure(job: Job, processes: int, window_s: float | None, watched: Map
         told = [asyncio.ensure_future(_said(client)) for client in clients]
         await asyncio.sleep(from_s - time.monotonic())
         before = {name: each.used_s() for name, each in watched.items()}
+        seen = look()
         async with asyncio.timeout(_DONE_WITHIN_S):
             # Either way the span's end, as near as may be: what is used after it is not counted.
             await (asyncio.wait(told) if window_s is None else asyncio.sleep(from_s + window_s - time.monotonic()))
@@ -78,6 +86,7 @@ async def measure(job: Job, processes: int, window_s: float | None, watched: Map
         "load_processes": processes,
         "load_cores_most": round(max(each.cores for each in done), 2),
         "load_lag_p99_ms": round(max(each.lag_p99_ms for each in done), 2),
+        **seen,
         **{f"{name}_us_per_token": round(used * 1e6 / max(1, tokens), 2) for name, used in cpu_s.items()},
         **{f"{name}_cores": round(used / took_s, 2) for name, used in cpu_s.items()},
     }

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,7 @@ import psutil
 
 from bench.relay.script import MODEL, UNPACED
 from bench.relay.systems import ROOT
+from bench.throughput import shares
 from bench.throughput.job import WAYS, Job
 from bench.throughput.load import Row, Watched, measure
 from bench.throughput.processes import Processes, processes
@@ -214,12 +216,24 @@ async def routers(given: Namespace, folder: Path) -> AsyncIterator[Row]:
                     text=UNPACED,
                     streams_per_channel=per_channel,
                 )
-                watched = {"router": Watched(up.pid(name), children=True), **mocks}
-                row = await measure(job, given.relay_load_processes, given.window_s, watched)
-                mock_cores = max(float(str(row.pop(f"{mock}_cores"))) for mock in mocks)
-                for mock in mocks:
-                    del row[f"{mock}_us_per_token"]
-                yield {"part": "routers", "way": name, "round": number, **row, "mock_cores_most": mock_cores}
+                pids = shares.processes(up.pid(name))
+                each = {f"process-{place}": Watched(pid) for place, pid in enumerate(pids)}
+                watched = {"router": Watched(up.pid(name), children=True), **mocks, **each}
+                look = partial(shares.row, pids, int(addresses[name].rpartition(":")[2]))
+                row = await measure(job, given.relay_load_processes, given.window_s, watched, look)
+                mock_cores, cores = _cores(row, mocks), _cores(row, each)
+                yield {
+                    **{"part": "routers", "way": name, "round": number, **row},
+                    **{"mocks": given.mocks, "mock_cores_most": max(mock_cores)},
+                    **{"process_cores_least": min(cores), "process_cores_most": max(cores)},
+                }
+
+
+def _cores(row: Row, names: Iterable[str]) -> list[float]:
+    """The cores of each of them, taken out of the row."""
+    for name in names:
+        del row[f"{name}_us_per_token"]
+    return [float(str(row.pop(f"{name}_cores"))) for name in names]
 
 
 PARTS: dict[str, Callable[[Namespace, Path], AsyncIterator[Row]]] = {

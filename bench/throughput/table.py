@@ -72,10 +72,19 @@ def _routers(rows: Sequence[Row]) -> str:
         ratio = f"{median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})" if ratios and way != "x1" else ""
         figures = ("router_us_per_token", "router_cores", "mock_cores_most", "load_cores_most")
         cells = [_cell(_median(here, figure), 2) for figure in figures]
+        cores = _spread(here, "process_cores", 2)
         got = _cell(_median(here, "tokens_per_s"))
-        lines.append([str(way), str(len(here)), str(here[0]["channels"]), got, ratio, *cells])
-    head = ["router processes", "rounds", "channels", "tokens/s", f"of one (≥ {ROUTERS_RATIO} x with four)"]
-    return _table([*head, "CPU, µs a token", "cores", "mocks' cores, most", "load's cores, most"], lines)
+        channels = f"{here[0]['channels']} ({_spread(here, 'process_channels', 0)})"
+        lines.append([str(way), str(len(here)), channels, got, ratio, *cells[:2], cores, *cells[2:]])
+    head = ["router processes", "rounds", "channels (of a process)", "tokens/s"]
+    more = ["CPU, µs a token", "cores", "of a process", "mocks' cores, most", "load's cores, most"]
+    return _table([*head, f"of one (≥ {ROUTERS_RATIO} x with four)", *more], lines)
+
+
+def _spread(rows: Sequence[Row], figure: str, digits: int) -> str:
+    """Of the process that has least to the one that has most; rows of before do not tell."""
+    edges = [_median(rows, f"{figure}_{edge}") for edge in ("least", "most")]
+    return " to ".join(_cell(edge, digits) for edge in edges)
 
 
 def _of(rows: Iterable[Row], **wanted: object) -> list[Row]:

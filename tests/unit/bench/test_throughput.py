@@ -1,5 +1,10 @@
 """bench/throughput: what goes between its processes, and what its tables say of rows."""
 
+import os
+import socket
+from contextlib import ExitStack
+
+from bench.throughput import shares
 from bench.throughput.job import Done, Job, Span
 from bench.throughput.load import Row
 from bench.throughput.table import report
@@ -48,3 +53,21 @@ def _routers(way: str, number: int, tokens_per_s: float) -> Row:
 def test_processes_are_held_against_one_within_a_round() -> None:
     rows = [_routers("x1", 0, 10.0), _routers("x4", 0, 35.0), _routers("x4", 1, 90.0), _routers("x1", 1, 30.0)]
     assert "3.25 x (3.00 to 3.50)" in report(rows)
+
+
+def test_it_is_told_how_unevenly_processes_share_channels_and_work() -> None:
+    spread: Row = {"process_channels_least": 5, "process_channels_most": 11}
+    cores: Row = {"process_cores_least": 0.5, "process_cores_most": 1.0}
+    assert "| x4 | 1 | 32 (5 to 11) | 35 |" in report([{**_routers("x4", 0, 35.0), **spread, **cores}])
+    assert "| 0.50 to 1.00 |" in report([{**_routers("x4", 0, 35.0), **spread, **cores}])
+
+
+def test_a_process_has_the_connections_that_it_has_taken() -> None:
+    with ExitStack() as stack:
+        listening = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        port, other = (each.getsockname()[1] for each in listening)
+        for to in (port, port, port, other):
+            stack.enter_context(socket.create_connection(("127.0.0.1", to)))
+        for each in (listening[0], listening[0], listening[1]):
+            stack.enter_context(each.accept()[0])
+        assert shares.row([os.getpid()], port) == {"process_channels_least": 2, "process_channels_most": 2}
