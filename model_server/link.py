@@ -100,11 +100,12 @@ class Links:
 class _Put:
     """Implements `out.Out`: a stream's share of the outbox, which has limits of its own. `coming`: its prompt."""
 
-    __slots__ = ("_coming", "_outbox", "_stream_id")
+    __slots__ = ("_coming", "_outbox", "_share", "_stream_id")
 
     def __init__(self, outbox: Outbox, stream_id: int, coming: Coming) -> None:
         self._outbox = outbox
         self._stream_id = stream_id
+        self._share = outbox.share(stream_id).put
         self._coming: Coming | None = coming
 
     def put(self, part: bytes, tokens: int) -> None:
@@ -113,6 +114,12 @@ class _Put:
             self._coming.computed()
             self._coming = None
         self._outbox.put(self._stream_id, part, tokens)
+
+    def put_plain(self, part: bytes, tokens: int) -> None:
+        """See Out."""
+        if self._coming is not None or not self._share(part, tokens):
+            # Says why it has no room.
+            self.put(part, tokens)
 
     async def written(self) -> None:
         """See Out. The link's writer is not waited for: it sends when it can."""

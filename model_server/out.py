@@ -15,6 +15,9 @@ class Out(Protocol):
     def put(self, part: bytes, tokens: int) -> None:
         """The next part, with so many tokens in it. Never waits. Raises what ends the request."""
 
+    def put_plain(self, part: bytes, tokens: int) -> None:
+        """The same for a part of nothing but output. Runs once a token."""
+
     async def written(self) -> None:
         """Wait until what was put has gone out, as far as that is to be waited for here. Raises as `put` does."""
 
@@ -36,6 +39,8 @@ class Written:
         if len(self._parts) == 1:
             self._sent.clear()
             self._more.set()
+
+    put_plain = put
 
     async def written(self) -> None:
         """See Out."""
@@ -76,6 +81,8 @@ class Kept:
     def put(self, part: bytes, tokens: int) -> None:
         """See Out."""
         self._parts.append(part)
+
+    put_plain = put
 
     async def written(self) -> None:
         """See Out."""

@@ -146,7 +146,7 @@ class Run:
         if not self._started or output.finish_reason or output.logprobs or index in self._seams:
             self._tell(index, output)
         elif output.token_ids or output.text:
-            self._out.put(plain_part(index, output.text, output.token_ids), len(output.token_ids))
+            self._out.put_plain(plain_part(index, output.text, output.token_ids), len(output.token_ids))
 
     def _tell(self, index: int, output: EngineOutput) -> None:
         """The same for all that is more than text and ids."""

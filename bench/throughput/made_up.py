@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ import zmq
 
 from bench.relay.systems import ROOT
 
-# Of two pickings, one place apart from stream to stream, so that texts differ.
+# So many are drawn and used one after another; each stream is a place further on, so that texts differ.
 _IDS = 4096
 # Between two looks whether its front end still lives.
 _IDLE_S = 0.5
@@ -75,61 +76,101 @@ class MadeUpCore:
         self._folder.cleanup()
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a step gives one sequence. `new` in its first: the prompt's length, and when it was asked for."""
+
+    request_id: str
+    token_ids: list[int]
+    last: bool
+    new: tuple[int, float] | None
+
+
+class Sequences:
+    """Those that are under way. Pure."""
+
+    def __init__(self, vocabulary: int) -> None:
+        rng = random.Random(1)
+        self._ids = [[rng.randrange(vocabulary // 8, vocabulary * 7 // 8)] for _ in range(_IDS)]
+        self._left: dict[str, int] = {}
+        self._new: dict[str, tuple[int, float]] = {}
+        self._steps = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._left)
+
+    def ask(self, request_id: str, prompt_tokens: int, tokens: int, now_s: float) -> None:
+        """One begins; it is to have so many tokens. None: it is aborted."""
+        if tokens:
+            self._left[request_id] = tokens
+            self._new[request_id] = (prompt_tokens, now_s)
+        else:
+            self._left.pop(request_id, None)
+            self._new.pop(request_id, None)
+
+    def step(self) -> list[Made]:
+        """A token for each."""
+        self._steps += 1
+        made = [
+            Made(request_id, self._ids[(self._steps * 7 + place) % _IDS], left == 1, self._new.pop(request_id, None))
+            for place, (request_id, left) in enumerate(self._left.items())
+        ]
+        self._left = {request_id: left - 1 for request_id, left in self._left.items() if left > 1}
+        return made
+
+
 def _run(outputs: str, asked: str, step_s: float, vocabulary: int) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    out, asks = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    for socket, address in ((out, outputs), (asks, asked)):
+        socket.set_hwm(0)
+        socket.connect(address)
+    written = _writer()
+    sequences, next_s = Sequences(vocabulary), time.monotonic()
+    parent = os.getppid()
+    while os.getppid() == parent:
+        wait_s = max(0.0, next_s - time.monotonic()) if sequences else _IDLE_S
+        if asks.poll(int(wait_s * 1e3)):
+            now_s = time.monotonic()
+            if not sequences:
+                next_s = now_s + step_s
+            request_id, prompt_tokens, tokens = msgspec.msgpack.decode(asks.recv())
+            sequences.ask(request_id, prompt_tokens, tokens, now_s)
+        elif sequences:
+            time.sleep(max(0.0, next_s - time.monotonic()))
+            now_s = time.monotonic()
+            # One after another: a step that comes late shifts those behind it.
+            next_s = max(next_s + step_s, now_s)
+            out.send_multipart(written(sequences.step(), now_s), copy=False)
+
+
+def _writer() -> Callable[[list[Made], float], Any]:
+    """A step as vLLM's engine core sends it."""
     # Here, since the front end's process must set variables before it imports vLLM.
     from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput, EngineCoreOutputs, FinishReason
     from vllm.v1.metrics.stats import PrefillStats, SchedulerStats
     from vllm.v1.serial_utils import MsgpackEncoder
 
     encoder = MsgpackEncoder()
-    rng = random.Random(1)
-    ids = [[rng.randrange(vocabulary // 8, vocabulary * 7 // 8)] for _ in range(_IDS)]
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    out, asks = context.socket(zmq.PUSH), context.socket(zmq.PULL)
-    for socket, address in ((out, outputs), (asks, asked)):
-        socket.set_hwm(0)
-        socket.connect(address)
-    # What is left of each, and the length of its prompt until it has had its first.
-    left: dict[str, int] = {}
-    new: dict[str, tuple[int, float]] = {}
-    step, next_s = 0, time.monotonic()
-    parent = os.getppid()
-    while os.getppid() == parent:
-        wait_s = max(0.0, next_s - time.monotonic()) if left else _IDLE_S
-        if asks.poll(int(wait_s * 1e3)):
-            request_id, prompt, tokens = msgspec.msgpack.decode(asks.recv())
-            if not tokens:
-                left.pop(request_id, None)
-                new.pop(request_id, None)
-                continue
-            if not left:
-                next_s = time.monotonic() + step_s
-            left[request_id] = tokens
-            new[request_id] = (prompt, time.monotonic())
-            continue
-        if not left:
-            continue
-        time.sleep(max(0.0, next_s - time.monotonic()))
-        now_s = time.monotonic()
-        # One after another: a step that comes late shifts those behind it.
-        next_s = max(next_s + step_s, now_s)
-        step += 1
-        made = []
-        for place, (request_id, tokens) in enumerate(left.items()):
-            one = EngineCoreOutput(request_id=request_id, new_token_ids=ids[(step * 7 + place) % _IDS])
-            if tokens == 1:
+
+    def written(made: list[Made], now_s: float) -> Any:
+        outputs = []
+        for each in made:
+            one = EngineCoreOutput(request_id=each.request_id, new_token_ids=each.token_ids)
+            if each.last:
                 one.finish_reason = FinishReason.LENGTH
-            if request_id in new:
-                prompt, came_s = new.pop(request_id)
+            if each.new is not None:
+                prompt_tokens, came_s = each.new
                 one.events = [
                     EngineCoreEvent(EngineCoreEventType.QUEUED, came_s),
                     EngineCoreEvent(EngineCoreEventType.SCHEDULED, now_s),
                 ]
-                one.prefill_stats = PrefillStats(num_prompt_tokens=prompt, num_computed_tokens=prompt)
-            made.append(one)
-        left = {request_id: tokens - 1 for request_id, tokens in left.items() if tokens > 1}
+                one.prefill_stats = PrefillStats(num_prompt_tokens=prompt_tokens, num_computed_tokens=prompt_tokens)
+            outputs.append(one)
         stats = SchedulerStats(num_running_reqs=len(made))
-        out.send_multipart(encoder.encode(EngineCoreOutputs(outputs=made, scheduler_stats=stats)), copy=False)
+        return encoder.encode(EngineCoreOutputs(outputs=outputs, scheduler_stats=stats))
+
+    return written
 
 
 if __name__ == "__main__":

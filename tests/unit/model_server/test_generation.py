@@ -27,6 +27,7 @@ from model_server.metrics import ServerMetrics
 from model_server.out import writing
 from model_server.tickets import TicketCheck
 from stoker.v1 import generation_pb2, inference_pb2
+from stoker_common.parts import only_deltas
 from stoker_common.refusal import Code, Refusal, unavailable
 from stoker_common.tickets import TicketKeys
 from stoker_common.tracing import configure
@@ -114,6 +115,10 @@ class Served:
     def put(self, part: bytes, tokens: int) -> None:
         self.parts.append(inference_pb2.GenerateStreamResponse.FromString(part))
         assert tokens == sum(len(delta.token_ids) for delta in self.parts[-1].deltas)
+
+    def put_plain(self, part: bytes, tokens: int) -> None:
+        assert only_deltas(part)
+        self.put(part, tokens)
 
     async def written(self) -> None:
         return
