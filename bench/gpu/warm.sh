@@ -17,7 +17,7 @@ policies() {
   gzip -f "$out/warm-policies-$gpus.jsonl" || true
 }
 # One server, two models, one hot at a time. The small one first: whoever has just become hot stays for five times what it took
-# to load, unless hardly anybody asks for it.
+# to load, unless nobody is expected to ask for it in that time.
 residency() {
   bounded warm-residency 240 python3 -m bench.warm --rounds 0 --model "$small" --name small --cycles 2 \
     --residency "big=${MODEL:-$big}" --logs "$scratch/residency" --out "$out/warm-residency.jsonl" -- "${eager[@]}"

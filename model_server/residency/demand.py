@@ -25,8 +25,22 @@ class Demand:
 
     def per_s(self, now_s: float) -> float:
         """Requests a second: what steady demand of that rate would have left since it is watched."""
-        watched_s = max(_SHORTEST_S, now_s - self._since_s)
-        return self._kept(now_s) * math.log(2) / HALF_LIFE_S / -math.expm1(-watched_s * math.log(2) / HALF_LIFE_S)
+        return self._kept(now_s) * math.log(2) / HALF_LIFE_S / (1.0 - _faded(self.watched_s(now_s)))
+
+    def watched_s(self, now_s: float) -> float:
+        """For how long it has been watched, or as if it had been."""
+        return max(_SHORTEST_S, now_s - self._since_s)
 
     def _kept(self, now_s: float) -> float:
         return self._requests * math.exp2(-max(0.0, now_s - self._at_s) / HALF_LIFE_S)
+
+
+def fades_in_s(per_s: float, to_per_s: float, watched_s: float) -> float:
+    """How long until a demand of `per_s`, watched for so long, has fallen to `to_per_s` if nobody asks; 0 if it has."""
+    faded = _faded(watched_s)
+    return max(0.0, HALF_LIFE_S * math.log2(per_s / to_per_s * (1.0 - faded) + faded)) if per_s else 0.0
+
+
+def _faded(s: float) -> float:
+    """What so many seconds leave of a request."""
+    return math.exp2(-s / HALF_LIFE_S)

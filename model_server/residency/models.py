@@ -377,6 +377,7 @@ class Models:
             moving=held.moving_to is not None,
             users=len(held.running),
             demand_per_s=held.demand.per_s(now_s),
+            watched_s=held.demand.watched_s(now_s),
             used_at_s=held.used_at_s,
             hot_since_s=held.hot_since_s,
             ready_s=self._expected_s(held, back) or 0.0,

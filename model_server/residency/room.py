@@ -6,17 +6,19 @@ that just became hot may refuse for a while, lest two models push each other out
 | the hot model | yields to one that is wanted |
 | --- | --- |
 | has been hot for `KEEP` times what the exchange costs | yes, so that exchanges take a sixth of the time at most |
-| else, and it is asked for more often than the wanted one | no |
 | else, and it is idle and expects no request in the time that the exchange costs | yes |
 | else, and the wanted one is asked for `MARGIN` times as often | yes |
 | else | no |
 
-What an exchange costs: readying the wanted one now and the yielding one again later.
+Who is told no is told when it will be yes, if nobody asks for the hot one meanwhile. What an exchange costs: readying
+the wanted one now and the yielding one again later.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from model_server.residency.demand import fades_in_s
 
 KEEP = 5.0
 MARGIN = 1.5
@@ -46,6 +48,8 @@ class Seat:
     moving: bool = False
     users: int = 0
     demand_per_s: float = 0.0
+    # For how long that was watched: what was watched for long falls more slowly.
+    watched_s: float = math.inf
     used_at_s: float = 0.0
     hot_since_s: float = 0.0
     ready_s: float = 0.0
@@ -104,7 +108,9 @@ def price(wanted: Seat, hot: Sequence[Seat], limits: Limits, now_s: float) -> Pr
     room, later_s = make_room(wanted, hot, limits, now_s), 0.0
     if room.refused and room.retry_after_s is not None:
         later_s = room.retry_after_s
-        room = make_room(wanted, [replace(seat, moving=False) for seat in hot], limits, now_s + later_s)
+        room = make_room(
+            wanted, [_later(seat, wanted, now_s, now_s + later_s) for seat in hot], limits, now_s + later_s
+        )
     if room.refused:
         return Price(None)
     victims = [seat for seat in hot if seat.name in room.victims]
@@ -113,6 +119,13 @@ def price(wanted: Seat, hot: Sequence[Seat], limits: Limits, now_s: float) -> Pr
     again_s = min((_usually_ended_s(seat) for seat in hot), default=0.0)
     away = [(seat, ends_s + wanted.ready_s + seat.ready_s + again_s) for seat in victims]
     return Price(later_s + ends_s + sum(seat.demand_per_s * away_s * away_s for seat, away_s in away), room.victims)
+
+
+def _later(seat: Seat, wanted: Seat, now_s: float, then_s: float) -> Seat:
+    """As it will be then: settled, and free to yield if that is what it said."""
+    at_s = yields_at_s(seat, wanted, now_s)
+    yields = at_s is not None and at_s <= then_s
+    return replace(seat, moving=False, hot_since_s=-math.inf if yields else seat.hot_since_s)
 
 
 def _all_ended_s(seat: Seat) -> float:
@@ -135,10 +148,11 @@ def yields_at_s(seat: Seat, wanted: Seat, now_s: float) -> float | None:
     kept_until_s = seat.hot_since_s + KEEP * cost_s
     if now_s >= kept_until_s:
         return now_s
-    if wanted.demand_per_s < seat.demand_per_s:
+    if wanted.demand_per_s > MARGIN * seat.demand_per_s:
+        return now_s
+    if seat.users or not cost_s:
         return kept_until_s
-    idle = not seat.users and seat.demand_per_s * cost_s < 1.0
-    return now_s if idle or wanted.demand_per_s > MARGIN * seat.demand_per_s else kept_until_s
+    return min(kept_until_s, now_s + fades_in_s(seat.demand_per_s, 1.0 / cost_s, seat.watched_s))
 
 
 # Shares are decimal fractions: three of 0.3 fit into 0.9.

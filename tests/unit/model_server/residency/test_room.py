@@ -1,6 +1,7 @@
 """Who makes room for whom: the table of room.py, line by line."""
 
 from dataclasses import replace
+from math import log2
 
 import pytest
 
@@ -24,26 +25,29 @@ TWO = Limits(max_hot=2)
         # Hot for long: yields to anybody, busy or not, wanted more or less.
         (OLD, WANTED, NOW),
         (replace(OLD, users=3, demand_per_s=9.0), WANTED, NOW),
-        # Just woken: never to one of less demand ...
-        (replace(NEW, demand_per_s=0.11), WANTED, KEPT_UNTIL),
-        (replace(NEW, demand_per_s=0.02), replace(WANTED, demand_per_s=0.01), KEPT_UNTIL),
-        # ... nor to one of about the same, while it is used or soon will be ...
+        # Just woken: not while it is used or soon will be, to one of as much demand or less ...
         (replace(NEW, demand_per_s=0.1, users=1), WANTED, KEPT_UNTIL),
-        (replace(NEW, demand_per_s=0.1), WANTED, KEPT_UNTIL),
-        (replace(NEW, demand_per_s=0.1), replace(WANTED, demand_per_s=0.1 * MARGIN), KEPT_UNTIL),
+        (replace(NEW, demand_per_s=0.02, users=1), replace(WANTED, demand_per_s=0.01), KEPT_UNTIL),
+        (replace(NEW, demand_per_s=0.09, users=1), WANTED, KEPT_UNTIL),
+        (replace(NEW, demand_per_s=9.0), WANTED, KEPT_UNTIL),
+        (replace(NEW, demand_per_s=0.11, users=1), replace(WANTED, demand_per_s=0.11 * MARGIN), KEPT_UNTIL),
         # ... but to one of far more, and when it is idle and nobody is expected before it could be back.
         (replace(NEW, demand_per_s=0.1), replace(WANTED, demand_per_s=0.16), NOW),
         (replace(NEW, demand_per_s=0.1, users=1), replace(WANTED, demand_per_s=0.16), NOW),
         (replace(NEW, demand_per_s=0.09), WANTED, NOW),
-        (replace(NEW, demand_per_s=0.09, users=1), WANTED, KEPT_UNTIL),
+        (replace(NEW, demand_per_s=0.02), replace(WANTED, demand_per_s=0.01), NOW),
         (NEW, replace(WANTED, demand_per_s=0.0), NOW),
+        # Until then it stays, if nobody asks for it: 0.15 a second has a minute's half-life, and must be 0.1.
+        (replace(NEW, demand_per_s=0.15), WANTED, NOW + 60.0 * log2(1.5)),
+        # What was watched for a minute falls faster: two requests of a minute ago make less of a rate every second.
+        (replace(NEW, demand_per_s=0.15, watched_s=60.0), WANTED, NOW + 60.0 * log2(1.25)),
         # Pins and what is on its way.
         (replace(OLD, pinned=True), replace(WANTED, demand_per_s=99.0), None),
         (replace(OLD, moving=True), replace(WANTED, demand_per_s=99.0), NOW + 0.5),
     ],
 )
 def test_a_hot_model_yields_when(seat: Seat, wanted: Seat, at_s: float | None) -> None:
-    assert yields_at_s(seat, wanted, NOW) == at_s
+    assert yields_at_s(seat, wanted, NOW) == (None if at_s is None else pytest.approx(at_s))
 
 
 def test_with_room_nobody_yields() -> None:
@@ -117,9 +121,11 @@ def test_room_costs_those_who_ask_for_the_yielding_model_while_it_is_away() -> N
 
 
 def test_room_that_is_there_later_costs_the_wait_and_none_is_none() -> None:
-    kept = replace(NEW, demand_per_s=0.1)
-    waits_s = KEPT_UNTIL - NOW
-    costs(price(ANY, [kept], Limits(), NOW), waits_s + 0.1 * 10 * 10, "new")
+    kept = replace(NEW, demand_per_s=0.15)
+    waits_s = 60.0 * log2(1.5)
+    costs(price(ANY, [kept], Limits(), NOW), waits_s + 0.15 * 10 * 10, "new")
+    busy = replace(NEW, demand_per_s=0.1, users=1)
+    costs(price(ANY, [busy], Limits(), NOW), KEPT_UNTIL - NOW + 0.1 * 10 * 10, "new")
     costs(price(ANY, [replace(OLD, moving=True)], Limits(), NOW), 0.5, "old")
     assert price(ANY, [replace(OLD, pinned=True)], Limits(), NOW) == Price(None)
     assert price(replace(ANY, share=1.0), [], Limits(), NOW) == Price(None)
