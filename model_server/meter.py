@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from model_server.attention import AttentionFit
+from model_server.slope import SureSlope
 from stoker_common.line import DecayedLine
 from stoker_common.prompt_work import prompt_work
 
@@ -19,8 +20,8 @@ _SAME_STEP_S = 0.001
 _HALF_LIFE_S = 10.0
 # What belongs to the model and its device alone, and shows now and then.
 _LASTING_HALF_LIFE_S = 300.0
-# With fewer spells of decoding alone, of so many tokens of a stream each, there is no telling what makes them slow.
-_FEWEST_SPELLS, _SPELL_TOKENS = 8, 4
+# A spell of decoding alone tells what a step takes if so many tokens of each stream came in it.
+_SPELL_TOKENS = 4
 
 
 class DecayedRatio:
@@ -129,8 +130,7 @@ class Meter:
         self.itl = DecayedRatio(_HALF_LIFE_S)
         self._prefill = DecayedLine(_HALF_LIFE_S)
         self._attention = AttentionFit()
-        self._steps = DecayedLine(_LASTING_HALF_LIFE_S)
-        self._step_points = 0
+        self._steps = SureSlope(_LASTING_HALF_LIFE_S)
         # Whether a prompt was computed since the last settling: then times between tokens are not decoding's alone.
         self._computed = False
         # Whether a prompt long enough to tell a rate was among them.
@@ -189,7 +189,6 @@ class Meter:
         """For a while no prompt was computed, and steps with so many tokens in their streams' contexts took so long."""
         if context_tokens > 0 and step_s > 0.0:
             self._steps.add(context_tokens, step_s, self.now())
-            self._step_points += 1
 
     def _leave_queue(self, work: float, now: float) -> None:
         self._computing_since = now
@@ -234,7 +233,7 @@ class Meter:
     @property
     def step_ms_per_context_token(self) -> float:
         """What a step that computes no prompt takes for each of them; 0 while not known."""
-        return self._steps.slope * 1e3 if self._step_points >= _FEWEST_SPELLS else 0.0
+        return self._steps.value * 1e3
 
     @property
     def prefill_tokens_per_second(self) -> float:

@@ -66,7 +66,8 @@ class Account:
     @property
     def context_tokens(self) -> float:
         """Tokens that the streams there attend to: those reported and what was sent since, by others in proportion."""
-        return max(self.own_context_tokens, self.load.context_tokens + (1 + self.peers) * self.new_context_tokens)
+        told = self.load.context_tokens + (1 + self.peers) * self.new_context_tokens
+        return told if told > self.own_context_tokens else self.own_context_tokens
 
     def _others(self, reported: float, new: int, own: float) -> float:
         """The others' part: what was reported, and in proportion what we sent since; in part from our own alone.

@@ -187,7 +187,8 @@ class Policy:
             chosen = max(candidates[:near], key=lambda each: preference.rank(each.holder))
         elif near > 1:
             chosen = candidates[rng.randrange(near)]
-        next_ms = next((each.cost.total_ms for each in candidates if each is not chosen), None)
+        others = candidates[1:] if chosen is candidates[0] else candidates
+        next_ms = others[0].cost.total_ms if others else None
         return Chosen(chosen, _reason(chosen, candidates, near, preference), len(candidates), next_ms)
 
     def settled(self, choices: Choices, model: str) -> Candidate | None:

@@ -12,12 +12,14 @@ from discovery.endpoint import Residency
 from router.ledger import UNTOLD, Account, Typical
 from router.request import Request
 from router.snapshot import Holder
-from stoker_common.prompt_work import prompt_work
 
 # From here on it is the KV cache and not the batch that bounds what runs.
 KV_FULL = 0.9
 # Who looks in at a random moment finds the longer streams: twice as long as the mean, where lengths are exponential.
 FOUND_LONGER = 2.0
+# Where our prompt is not computed another one will be: who comes next goes where less waits. Half of what ours holds up
+# would be held up all the same; chosen on the workloads that are made up (docs/adr/0158).
+NOT_INSTEAD = 0.5
 
 
 class Cost(NamedTuple):
@@ -65,7 +67,8 @@ class Rates:
         A pace costs as its square: nobody misses a ms where tokens come faster than one reads, and everybody does
         where it is the one too many. Beyond the pace that is just good enough it is as at it (docs/adr/0158).
         """
-        return 2.0 * self.just_first_token_ms / self.just_itl_ms * min(1.0, itl_ms / self.just_itl_ms)
+        just_ms = self.just_itl_ms
+        return 2.0 * self.just_first_token_ms / just_ms * (itl_ms / just_ms if itl_ms < just_ms else 1.0)
 
 
 def cost(
@@ -104,7 +107,7 @@ def cost(
     cached = held_tokens if held_tokens < tokens else tokens - 1
     work: float = tokens - cached
     if attention := load.attention_tokens or typical.attention_tokens:
-        work = prompt_work(work, cached, attention)
+        work *= 1.0 + (cached + work / 2) / attention  # as prompt_work
     computing_ms = work / prefill_per_s * 1e3
     # Its prompt joins a step, which takes as long as the streams' do besides.
     prefill_ms = load.itl_ms + computing_ms
@@ -113,11 +116,12 @@ def cost(
         slower_ms = per_token_ms * (account.context_tokens + streams * (tokens + output_tokens / 2))
     else:
         slower_ms = streams * 2 * rates.decode_slowdown_per_stream * itl_ms
-    # And our prompt holds each stream there up once. A delay is worth itself at most, so that an answer of five tokens
-    # counts five times what each is later.
+    # And our prompt holds each stream there up once, in so far as no other would instead. A delay is worth itself at
+    # most, so that an answer of five tokens counts five times what each is later.
     worth, found_tokens = rates.pace_worth(itl_ms), FOUND_LONGER * output_tokens
-    held_ms = streams * computing_ms / found_tokens
-    decode_ms = min(worth, output_tokens) * slower_ms + min(worth, found_tokens) * held_ms
+    held_ms = NOT_INSTEAD * streams * computing_ms / found_tokens
+    decode_ms = (worth if worth < output_tokens else output_tokens) * slower_ms
+    decode_ms += (worth if worth < found_tokens else found_tokens) * held_ms
     return Cost(
         ready_ms,
         queue_ms,

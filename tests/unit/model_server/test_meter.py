@@ -145,12 +145,12 @@ def test_what_a_step_takes_for_each_token_of_contexts_shows_where_no_prompt_is_c
     clock = FakeClock()
     meter = Meter(clock)
     sequences: list[SequenceMeter] = []
-    for _ in range(10):
+    for _ in range(16):
         sequences.append(meter.begin(1000))
-        decode(clock, sequences[:-1], 10, 5.0)  # steps with its prompt tell nothing
+        decode(clock, sequences[:-1], 10, 0.5)  # steps with its prompt tell nothing
         sequences[-1].output(1, 0, clock())
         decode(clock, sequences, 20, (6 + 0.001 * meter.context_tokens) / 1e3)
-    assert meter.context_tokens == 10_000 + sum(sequence.tokens for sequence in sequences)
+    assert meter.context_tokens == 16_000 + sum(sequence.tokens for sequence in sequences)
     assert meter.step_ms_per_context_token == pytest.approx(0.001, rel=0.2)
 
 

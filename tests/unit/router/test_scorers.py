@@ -80,16 +80,16 @@ def test_cached_tokens_are_not_computed_but_the_last_one_always_is(held: int, pr
 
 def test_decode_is_what_streams_do_to_each_other_as_first_tokens_are_worth() -> None:
     # 5 streams slow each of our tokens by 10 % of 10 ms, and are slowed as much. Our prompt of 100 ms holds each of
-    # them up by 0.5 ms a token, since who is found is twice as long. At 10 ms a token, a fifth of what is just good
-    # enough, a ms more is worth a fifth of 80.
-    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(16 * (5 * 2 * 0.2 + 5 * 0.5))
+    # them up by 0.25 ms a token: who is found is twice as long, and half of it another prompt would do. At 10 ms a
+    # token, a fifth of what is just good enough, a ms more is worth a fifth of 80.
+    assert price(own_streams=2, others_streams=3).decode_ms == pytest.approx(16 * (5 * 2 * 0.2 + 5 * 0.25))
 
 
 def test_a_step_that_reads_contexts_is_slower_by_theirs_for_us_and_by_ours_for_them() -> None:
-    # 0.001 ms a token: theirs are 8,000, ours 150 on average. Our prompt holds each of the 5 up by 0.5 ms a token.
+    # 0.001 ms a token: theirs are 8,000, ours 150 on average. Our prompt holds each of the 5 up by 0.25 ms a token.
     told = Load(context_tokens=8000, step_ms_per_context_token=0.001)
     found = price(own_streams=5, load=told)
-    assert found.decode_ms == pytest.approx(16 * (8 + 5 * 0.15 + 5 * 0.5))
+    assert found.decode_ms == pytest.approx(16 * (8 + 5 * 0.15 + 5 * 0.25))
 
 
 @pytest.mark.parametrize(("itl_ms", "worth"), [(10, 16), (25, 40), (50, 80), (100, 80)])
@@ -100,9 +100,10 @@ def test_a_pace_is_worth_the_more_the_nearer_it_is_to_what_is_just_good_enough(i
 
 
 def test_a_delay_of_a_short_answer_is_worth_itself() -> None:
-    # One token: it is 2 % of 10 ms later and makes 5 others so, and holds them up by 100 ms once.
+    # One token: it is 2 % of 10 ms later and makes 5 others so, and holds them up by 100 ms once, half of
+    # which another prompt would do.
     found = cost(request(output_tokens=1), HOLDER, Account(own_streams=5), 0, 0.0, RATES, now_s=0.0)
-    assert found.decode_ms == pytest.approx(5 * (2 * 0.2 + 100))
+    assert found.decode_ms == pytest.approx(5 * (2 * 0.2 + 50))
 
 
 def test_the_farther_tokens_are_from_a_prompts_beginning_the_longer_they_take() -> None:
@@ -117,7 +118,7 @@ def test_who_has_not_measured_is_taken_for_what_others_have() -> None:
     usual = Typical(prefill_tokens_per_second=10_000, itl_ms=20, attention_tokens=50, step_ms_per_context_token=0.001)
     untold = cost(request(), HOLDER, Account(own_streams=1), 0, 0.0, RATES, now_s=0.0, typical=usual)
     assert untold.prefill_ms == pytest.approx(100 * 2 / 10)
-    assert untold.decode_ms == pytest.approx(RATES.pace_worth(20) * (0.001 * 150 + 20 / 200))
+    assert untold.decode_ms == pytest.approx(RATES.pace_worth(20) * (0.001 * 150 + 20 / 400))
     told = Account(load=Load(prefill_tokens_per_second=1000, itl_ms=5, attention_tokens=1e9))
     assert cost(request(), HOLDER, told, 0, 0.0, RATES, now_s=0.0, typical=usual).prefill_ms == pytest.approx(105)
 
