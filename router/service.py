@@ -42,12 +42,14 @@ class InferenceService:
     async def _generate_stream(
         self, request: inference_pb2.GenerateStreamRequest, context: Context
     ) -> AsyncGenerator[wire.Response, None]:
-        async with aclosing(self._parts(request.generation, context)) as parts:
+        # grpc's context can only be waited for; ours takes what has room at once.
+        sink = context if isinstance(context, Sink) else None
+        async with aclosing(self._parts(request.generation, context, sink)) as parts:
             async for data in parts:
                 yield data
 
     def _parts(
-        self, generation: generation_pb2.Generation, context: Context, sink: Sink | None = None
+        self, generation: generation_pb2.Generation, context: Context, sink: Sink | None
     ) -> AsyncGenerator[bytes, None]:
         remaining_s: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
         return self._entry.generate(generation, remaining_s, tracing.extract(context.invocation_metadata()), sink)

@@ -1,8 +1,9 @@
 """Where parts of an answer may be put at once, without waking whoever waits for them."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Sink(Protocol):
     """One client's end of a stream. Everything before a part that is put in has been taken by then."""
 

@@ -13,12 +13,15 @@ import grpc.aio
 from stoker_common.failure import where
 from stoker_common.http2 import fields
 from stoker_common.http2.connection import Connection
+from stoker_common.http2.pacer import Pacer
 from stoker_common.http2.request import Request
 from stoker_common.http2.stream import Stream
 from stoker_common.refusal import Code
 
 log = logging.getLogger(__name__)
 
+# What is put meanwhile is text of a few milliseconds.
+_HELD_BYTES = 64 << 10
 _NUMBERS = {code: int(code.value[0]) for code in grpc.StatusCode}
 # Raised as grpc.aio raises it.
 _OVER = "the call is over: its client has gone, or its status was sent"
@@ -35,6 +38,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         handler: "grpc.RpcMethodHandler[Any, Any]",
         connection: Connection,
         loop: asyncio.AbstractEventLoop,
+        pacer: Pacer,
         most_bytes: int,
     ) -> None:
         self._stream = stream
@@ -43,7 +47,12 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._serialise = handler.response_serializer
         self._connection = connection
         self._loop = loop
+        self._pacer = pacer
         self._most_bytes = most_bytes
+        # When something was put last, and what was put since.
+        self._put_s = float("-inf")
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         # Whether the call's status is its own, not one that it was cut off with.
@@ -158,13 +167,26 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if stream.finished or stream.over:
             raise grpc.aio.InternalError(_OVER)
         data = message if self._serialise is None else self._serialise(message)
+        if self._held:
+            self._let_go()
         if len(data) > self._most_bytes:
             text = f"the answer's message has {len(data)} bytes, and {self._most_bytes} are sent"
             self._end(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
             raise grpc.aio.AbortError(text)
         stream.send(data)
 
+    def _let_go(self) -> None:
+        """Send what was put and held, as one message."""
+        held, self._held = self._held, []
+        stream = self._stream
+        if held and not stream.finished and not stream.over:
+            self._put_s = self._loop.time()
+            self._held_bytes = 0
+            stream.send(held[0] if len(held) == 1 else b"".join(held))
+
     def _end(self, code: grpc.StatusCode, details: str) -> None:
+        if self._held:
+            self._let_go()
         self._code, self._details = code, details
         self._said = True
         self._stream.finish(_status(code, details, self._trailing))
@@ -184,6 +206,29 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         out = self._stream.out
         if out.full:
             await out.room()
+
+    def put(self, message: bytes) -> bool:
+        """Send a serialised message now, or soon and joined to those put after it: joined, they have to say the same.
+        Runs once a token.
+
+        False, and nothing is sent, if the client is behind or the call is over. `write` says more, and waits.
+        """
+        stream = self._stream
+        if stream.out.full or stream.finished or stream.over:
+            return False
+        if not self._held:
+            now_s = self._loop.time()
+            if now_s - self._put_s >= self._pacer.every_s:
+                self._put_s = now_s
+                stream.send(message)
+                return True
+            self._pacer.hold(self._let_go)
+            self._held_bytes = 0
+        elif self._held_bytes > _HELD_BYTES:
+            return False
+        self._held.append(message)
+        self._held_bytes += len(message)
+        return True
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """See grpc.aio.ServicerContext."""

@@ -39,6 +39,9 @@ class Limits:
     connection_window_bytes: int = 4 << 20
     # What waits of one stream, in bytes, when its handler's next write waits, too.
     backlog_bytes: int = 32 << 10
+    # Output that may be joined goes out in one message at most so often a stream: its client pays for messages, and
+    # nobody reads 250 a second. Streams of up to so many tokens a second are sent each token as it comes.
+    message_s: float = 0.004
     # What is written of a connection in one go. Others' turns come in between.
     turn_bytes: int = 256 << 10
     # Answers to PINGs, resets and the like for a client that does not read them.

@@ -15,6 +15,7 @@ from stoker_common.http2.call import Call
 from stoker_common.http2.connection import Connection
 from stoker_common.http2.limits import Limits
 from stoker_common.http2.messages import KNOWN_ENCODINGS
+from stoker_common.http2.pacer import Pacer
 from stoker_common.http2.request import Request
 from stoker_common.http2.stream import Served, Stream
 from stoker_common.refusal import Code
@@ -44,6 +45,7 @@ class Http2Server(grpc.aio.Server):
         self._registered: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
+        self._pacer: Pacer | None = None
         self._connections: set[Connection] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -149,7 +151,9 @@ class Http2Server(grpc.aio.Server):
             stream.finish(fields.status(Code.UNIMPLEMENTED.value, text) + fields.ACCEPT_ENCODING)
             return None
         loop = asyncio.get_running_loop()
-        call = Call(stream, request, handler, connection, loop, self._limits.response_bytes)
+        if self._pacer is None:
+            self._pacer = Pacer(loop, self._limits.message_s)
+        call = Call(stream, request, handler, connection, loop, self._pacer, self._limits.response_bytes)
         if handler.request_streaming:
             call.begin()
         return call

@@ -22,6 +22,7 @@ from stoker_common.http2.frames import (
     message_prefix,
 )
 from stoker_common.http2.limits import Limits
+from stoker_common.http2.messages import MessageReader
 from stoker_common.http2.reader import Frame, FrameReader
 from stoker_common.http2.server import Http2Server
 from tests.fakes.virtual_loop import VirtualLoop
@@ -57,6 +58,8 @@ class Handlers:
         self.began = 0
         self.read: list[bytes] = []
         self.go = asyncio.Event()
+        # What `put` said.
+        self.room: list[bool] = []
 
     def service(self) -> grpc.GenericRpcHandler:
         """For `add_generic_rpc_handlers`."""
@@ -66,6 +69,7 @@ class Handlers:
                 "Twice": grpc.unary_unary_rpc_method_handler(self._twice),
                 "Hold": grpc.unary_stream_rpc_method_handler(self._hold),
                 "Send": grpc.unary_stream_rpc_method_handler(self._send),
+                "Put": grpc.unary_stream_rpc_method_handler(self._put),
                 "Collect": grpc.stream_stream_rpc_method_handler(self._collect),
                 "Stay": grpc.stream_stream_rpc_method_handler(self._stay),
             },
@@ -91,6 +95,16 @@ class Handlers:
                 await context.write(bytes(int(size)))
         finally:
             self.running -= 1
+
+    async def _put(self, request: bytes, context: Any) -> None:
+        """What the request says, word by word: a number is a pause in ms, `+` writes what follows, all else is put."""
+        for word in request.split():
+            if word.isdigit():
+                await asyncio.sleep(int(word) / 1e3)
+            elif word.startswith(b"+"):
+                await context.write(word)
+            else:
+                self.room.append(context.put(word))
 
     async def _collect(self, _: object, context: Any) -> None:
         while isinstance(data := await context.read(), bytes):
@@ -208,6 +222,10 @@ class Client:
                 self._frame(frame, take)
             self.frames(self.h2.data_to_send())
             await settle()
+
+    def said(self, stream_id: int) -> list[bytes]:
+        """The messages of an answer."""
+        return list(MessageReader(1 << 30, "identity").feed(self.messages.get(stream_id, b"")))
 
     def message(self, stream_id: int) -> bytes:
         """The one message that an answer has."""
