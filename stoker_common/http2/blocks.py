@@ -1,13 +1,33 @@
 """Header blocks, from HEADERS and what CONTINUATION adds to it, as lists of fields: bounded before they are decoded."""
 
+import re
+from typing import Final
+
 from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 
 from stoker_common.http2.faults import ConnectionFault, protocol_error, too_much
 from stoker_common.http2.frames import END_HEADERS, PADDED, WITH_PRIORITY, ErrorCode
 from stoker_common.http2.limits import Limits
+from stoker_common.http2.request import Request, Unfit
 
 Fields = list[tuple[bytes, bytes]]
+
+# Bytes that each name a field of the tables and change nothing (RFC 7541, section 6.1): what most requests are made of
+# after a connection's first ones. The last, 0xff, would begin a longer number.
+_NAMES_ALONE: Final = re.compile(rb"[\x80-\xfe]*")
+# Different ones that a connection's requests have at a time.
+_KNOWN: Final = 16
+
+
+class Block:
+    """A whole block: its fields, and what was read from them, for the next that is alike."""
+
+    __slots__ = ("fields", "request")
+
+    def __init__(self, fields: Fields) -> None:
+        self.fields = fields
+        self.request: Request | Unfit | None = None
 
 
 class HeaderBlocks:
@@ -16,14 +36,16 @@ class HeaderBlocks:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._decoder = Decoder(max_header_list_size=limits.header_list_bytes)
+        # Those that were decoded since the decoder's table changed, by their bytes.
+        self._known: dict[bytes, Block] = {}
         self._parts: list[bytes] = []
         self._bytes = 0
         # The stream whose block is open; 0 for none.
         self.stream_id = 0
         self.flags = 0
 
-    def begin(self, flags: int, stream_id: int, payload: bytes) -> Fields | None:
-        """HEADERS came. The fields if that was all of them. Raises ConnectionFault."""
+    def begin(self, flags: int, stream_id: int, payload: bytes) -> Block | None:
+        """HEADERS came. The block if that was all of it. Raises ConnectionFault."""
         payload = unpadded(flags, payload)
         if flags & WITH_PRIORITY:
             if len(payload) < 5:
@@ -36,7 +58,7 @@ class HeaderBlocks:
         self._parts, self._bytes = [payload], len(payload)
         return None
 
-    def add(self, flags: int, stream_id: int, payload: bytes) -> Fields | None:
+    def add(self, flags: int, stream_id: int, payload: bytes) -> Block | None:
         """CONTINUATION came. As `begin`."""
         if not self.stream_id or stream_id != self.stream_id:
             raise protocol_error("a CONTINUATION that continues nothing")
@@ -50,13 +72,21 @@ class HeaderBlocks:
         block, self._parts = b"".join(self._parts), []
         return self._decoded(block)
 
-    def _decoded(self, block: bytes) -> Fields:
+    def _decoded(self, data: bytes) -> Block:
+        block = self._known.get(data)
+        if block is not None:
+            return block
         try:
-            return [(name, value) for name, value in self._decoder.decode(block, raw=True)]
+            block = Block([(name, value) for name, value in self._decoder.decode(data, raw=True)])
         except OversizedHeaderListError as error:
             raise too_much(f"a header list has more than {self._limits.header_list_bytes} bytes") from error
         except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a header block that cannot be decoded") from error
+        if not _NAMES_ALONE.fullmatch(data):
+            self._known.clear()  # it may have changed what names mean
+        elif len(self._known) < _KNOWN:
+            self._known[data] = block
+        return block
 
 
 def unpadded(flags: int, payload: bytes) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import cast
 
 from stoker_common.http2 import fields, request
-from stoker_common.http2.blocks import Fields, HeaderBlocks, unpadded
+from stoker_common.http2.blocks import Block, HeaderBlocks, unpadded
 from stoker_common.http2.bucket import Bucket
 from stoker_common.http2.faults import ConnectionFault, StreamFault, protocol_error, too_much
 from stoker_common.http2.frames import (
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
         """Whether it was never opened. Those with even numbers are ours, and we open none."""
         return not stream_id % 2 or stream_id > self._last_id
 
-    def _headers(self, stream_id: int, block: Fields | None) -> None:
+    def _headers(self, stream_id: int, block: Block | None) -> None:
         if block is None:
             return
         ends = bool(self._blocks.flags & END_STREAM)
@@ -257,7 +257,9 @@ class Connection(asyncio.Protocol):
         self._last_id = stream_id
         if stream_id > self._served_to or len(self.streams) >= self._limits.streams:
             raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "there are too many, or the server leaves")
-        asked = request.read(stream_id, block)
+        asked = block.request
+        if asked is None:
+            asked = block.request = request.read(stream_id, block.fields)
         if isinstance(asked, Unfit):
             block_out = fields.http_status(asked.http_status)
             self._sender.control(head(len(block_out), HEADERS, END_HEADERS | END_STREAM, stream_id) + block_out)

@@ -3,10 +3,10 @@
 import base64
 import binascii
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from stoker_common.http2.blocks import Fields
 from stoker_common.http2.faults import StreamFault
 from stoker_common.http2.frames import ErrorCode
 
@@ -42,7 +42,7 @@ class Unfit:
     http_status: int
 
 
-def read(stream_id: int, fields: Fields) -> Request | Unfit:
+def read(stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> Request | Unfit:
     """The request in a header list. Raises StreamFault for a malformed one (RFC 9113, section 8.1.1)."""
     pseudo: dict[bytes, bytes] = {}
     metadata: list[tuple[str, str | bytes]] = []
