@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from hpack import Encoder
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stoker_common.http2.frames import PREFACE, head, message_prefix
@@ -23,6 +23,8 @@ LIMITS = Limits(
     resets_burst=10,
     resets_per_s=0,
 )
+# A busy machine is slow at making frames up.
+SLOW = [HealthCheck.too_slow]
 METHODS = ["Twice", "Hold", "Send", "Collect", "Stay", "Nothing"]
 
 
@@ -83,13 +85,13 @@ async def survives(pieces: Sequence[bytes]) -> None:
     await server.stop(None)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=200)
 @given(SESSIONS)
 def test_any_frames(frames: list[bytes]) -> None:
     run(lambda: survives([PREFACE + settings_frame({}), *frames]))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=80)
 @given(st.lists(CALLS, min_size=1, max_size=5), st.data())
 def test_a_good_session_with_bytes_changed_cut_out_or_cut_off(calls: list[bytes], data: st.DataObject) -> None:
     session = bytearray(PREFACE + settings_frame({}) + b"".join(calls))
@@ -110,13 +112,13 @@ def test_a_good_session_with_bytes_changed_cut_out_or_cut_off(calls: list[bytes]
     run(lambda: survives([bytes(session[at : at + size]) for at in range(0, len(session), size)]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=60)
 @given(st.binary(max_size=300))
 def test_any_bytes(data: bytes) -> None:
     run(lambda: survives([data]))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, suppress_health_check=SLOW, max_examples=80)
 @given(st.binary(max_size=120))
 def test_any_header_block(data: bytes) -> None:
     run(lambda: survives([PREFACE + settings_frame({}), head(len(data), 1, 5, 1) + data]))
