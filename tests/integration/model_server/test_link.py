@@ -1,6 +1,7 @@
 """A server's link, spoken to message by message: real gRPC, a simulated engine."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -66,6 +67,33 @@ async def attached(sim: SimSettings = SLOW) -> AsyncIterator[Attached]:
             reading.cancel()
             await asyncio.wait((reading,))
             call.cancel()
+
+
+async def test_what_begins_together_leaves_the_loop_turns_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with attached() as link:
+        links = link.fleet.server.links
+        assert links is not None
+        generator = links._generator
+        serve, turn, begun = generator.serve, 0, Counter[int]()
+
+        async def count() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        async def served(*given: Any, **named: Any) -> None:
+            begun[turn] += 1
+            await serve(*given, **named)
+
+        monkeypatch.setattr(generator, "serve", served)
+        counting = asyncio.ensure_future(count())
+        asked = generation(max_tokens=2, ignore_eos=True).SerializeToString()
+        starts = [worker_link_pb2.StartStream(stream_id=stream_id, generation=asked) for stream_id in range(1, 65)]
+        await link.say(start=starts[0], more=[worker_link_pb2.AttachRequest(start=start) for start in starts[1:]])
+        await until(lambda: all(any(output.last for output in link.outputs(start.stream_id)) for start in starts))
+        counting.cancel()
+        assert begun.total() == 64 and max(begun.values()) <= 8
 
 
 async def test_a_number_that_is_in_use_is_refused_and_its_stream_goes_on() -> None:
