@@ -4,9 +4,11 @@ They run here with archives of a few bytes and with programs that stand for the 
 """
 
 import os
+import re
 import subprocess
 import tarfile
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -91,3 +93,10 @@ def test_the_processes_logs_come_back_in_one_file(tmp_path: Path) -> None:
     measured(tmp_path, 'mkdir "$scratch/part"; echo said >"$scratch/part/server.log"')
     with tarfile.open(tmp_path / "out" / "logs-measure.tar.gz") as logs:
         assert logs.getnames() == ["./part/server.log"]
+
+
+def test_whatever_stoker_depends_on_is_packed() -> None:
+    project = tomllib.loads((KIT.parents[1] / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^A-Za-z0-9-]", each, maxsplit=1)[0] for each in project["dependencies"]}
+    packed = {line for line in (KIT / "requirements.txt").read_text().splitlines() if not line.startswith("#")}
+    assert needed - packed == set()
