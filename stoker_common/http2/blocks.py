@@ -18,6 +18,10 @@ Fields = list[tuple[bytes, bytes]]
 _NAMES_ALONE: Final = re.compile(rb"[\x80-\xfe]*")
 # Different ones that a connection's requests have at a time.
 _KNOWN: Final = 16
+# As they come, a byte a field, and as they are decoded: a byte can stand for a field of four thousand. A request's have
+# some ten fields, and what a connection keeps stays small (32 KiB at most).
+_KNOWN_BYTES: Final = 256
+_KNOWN_LIST_BYTES: Final = 2 << 10
 
 
 class Block:
@@ -28,6 +32,11 @@ class Block:
     def __init__(self, fields: Fields) -> None:
         self.fields = fields
         self.request: Request | Unfit | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its names and values."""
+        return sum(len(name) + len(value) for name, value in self.fields)
 
 
 class HeaderBlocks:
@@ -84,7 +93,7 @@ class HeaderBlocks:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a header block that cannot be decoded") from error
         if not _NAMES_ALONE.fullmatch(data):
             self._known.clear()  # it may have changed what names mean
-        elif len(self._known) < _KNOWN:
+        elif len(self._known) < _KNOWN and len(data) <= _KNOWN_BYTES and block.size_bytes <= _KNOWN_LIST_BYTES:
             self._known[data] = block
         return block
 

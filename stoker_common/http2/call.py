@@ -184,6 +184,13 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._held_bytes = 0
             stream.send(held[0] if len(held) == 1 else b"".join(held))
 
+    def _failed(self, error: Exception) -> None:
+        """What was held could not be sent."""
+        log.error("a part cannot be sent", extra={"method": self._request.path, "where": where(error)})
+        self._stream.cut(_status(grpc.StatusCode.INTERNAL, "a part of the answer was lost", ()))
+        if self._task is not None:
+            self._task.cancel()
+
     def _end(self, code: grpc.StatusCode, details: str) -> None:
         if self._held:
             self._let_go()
@@ -203,9 +210,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     async def write(self, message: Any) -> None:
         """See grpc.aio.ServicerContext. Waits while much of this stream waits for its client. Runs once a token."""
         self._send(message)
-        out = self._stream.out
-        if out.full:
-            await out.room()
+        stream = self._stream
+        if stream.out.backlog_bytes and stream.full:
+            await stream.out.room()
 
     def put(self, message: bytes) -> bool:
         """Send a serialised message now, or soon and joined to those put after it: joined, they have to say the same.
@@ -214,7 +221,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         False, and nothing is sent, if the client is behind or the call is over. `write` says more, and waits.
         """
         stream = self._stream
-        if stream.out.full or stream.finished or stream.over:
+        if stream.finished or stream.over or (stream.out.backlog_bytes and stream.full):
             return False
         if not self._held:
             now_s = self._loop.time()
@@ -222,7 +229,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 self._put_s = now_s
                 stream.send(message)
                 return True
-            self._pacer.hold(self._let_go)
+            self._pacer.hold(self._let_go, self._failed)
             self._held_bytes = 0
         elif self._held_bytes > _HELD_BYTES:
             return False

@@ -7,6 +7,7 @@ from typing import cast
 
 from stoker_common.http2 import fields, request
 from stoker_common.http2.blocks import Block, HeaderBlocks, unpadded
+from stoker_common.http2.bounds import Bounds
 from stoker_common.http2.bucket import Bucket
 from stoker_common.http2.faults import ConnectionFault, StreamFault, protocol_error, too_much
 from stoker_common.http2.frames import (
@@ -69,12 +70,14 @@ class Connection(asyncio.Protocol):
         self,
         begin: Begin,
         limits: Limits,
+        bounds: Bounds,
         loop: asyncio.AbstractEventLoop,
         made: Callable[["Connection"], None],
         lost: Callable[["Connection"], None],
     ) -> None:
         self._begin = begin
         self._limits = limits
+        self._bounds = bounds
         self._loop = loop
         self._made = made
         self._lost = lost
@@ -89,8 +92,8 @@ class Connection(asyncio.Protocol):
         # Above it no stream is served any more.
         self._served_to = LARGEST_STREAM_ID
         self._owed = 0
-        self._unread_bytes = 0
-        self._metadata_bytes = 0
+        self._requests_held = bounds.unread.share(limits.unread_bytes)
+        self._metadata_held = bounds.metadata.share(limits.all_metadata_bytes)
         self._greeted = False
         self._leaving = False
         self._closed = False
@@ -104,7 +107,15 @@ class Connection(asyncio.Protocol):
         """See asyncio.Protocol."""
         self._transport = cast(asyncio.Transport, transport)
         self.peer = peer_name(transport.get_extra_info("peername"))
-        self._sender = Sender(self._transport, self._loop.call_soon, self._limits, self._sent_all, self._unread)
+        self._sender = Sender(
+            self._transport,
+            self._loop.call_soon,
+            self._limits,
+            self._sent_all,
+            self._unread,
+            self._bounds.unsent.share(self._limits.unsent_bytes),
+            lambda why: self._bounds.refuse("unsent", self.peer, why),
+        )
         self._keepalive = Keepalive(self._loop, self._limits, lambda: self._sender.control(ping(_ALIVE)), self._silent)
         self._timer = self._loop.call_later(self._limits.handshake_s, self._not_greeted)
         limits = self._limits
@@ -145,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._keepalive.stop()
         self._timer.cancel()
         self._forsake()
+        self._sender.gone()
         self._disconnected = True
         self._end_if_idle()
 
@@ -193,7 +205,7 @@ class Connection(asyncio.Protocol):
         inbox = stream.inbox
         before = inbox.unread_bytes
         message = inbox.take()
-        self._unread_bytes += inbox.unread_bytes - before
+        self._requests_held.add(inbox.unread_bytes - before)
         self._credit(stream)
         return message
 
@@ -207,6 +219,7 @@ class Connection(asyncio.Protocol):
             if kind != SETTINGS or flags & ACK:
                 raise protocol_error("a client begins with SETTINGS")
             self._greeted = True
+            self._keepalive.begin()
             if not self._leaving:
                 self._timer.cancel()
         if kind == DATA:
@@ -269,22 +282,27 @@ class Connection(asyncio.Protocol):
         stream = self.streams[stream_id] = Stream(
             stream_id,
             Outgoing(stream_id, self._peer_settings.window, self._limits.backlog_bytes),
-            Inbox(MessageReader(self._limits.request_bytes, asked.encoding), self._limits.stream_window_bytes),
+            Inbox(
+                MessageReader(self._limits.request_bytes, asked.encoding),
+                self._limits.stream_window_bytes,
+                asked.content_bytes,
+            ),
             self._sender,
             self._reset,
             self._ending,
         )
         stream.inbox.ended = ends
         stream.metadata_bytes = asked.size_bytes
-        self._metadata_bytes += asked.size_bytes
+        self._metadata_held.add(asked.size_bytes)
         if asked.size_bytes > self._limits.metadata_bytes:
             text = f"the metadata has {asked.size_bytes} bytes, and {self._limits.metadata_bytes} are taken"
             stream.finish(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
             return
-        if self._metadata_bytes > self._limits.all_metadata_bytes:
-            text = f"the metadata of this connection's calls has {self._metadata_bytes} bytes; send less of it at once"
-            stream.finish(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
+        if not self._metadata_held.fits():
+            stream.finish(self._refusal("metadata", self._metadata_held.why("the metadata of calls")))
             return
+        if not stream.inbox.as_long_as_said(0, ends=ends):
+            raise _length_fault(stream_id)
         stream.served = self._begin(self, stream, asked)
         if ends and stream.served is not None:
             stream.served.came()
@@ -303,6 +321,8 @@ class Connection(asyncio.Protocol):
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the stream's end")
         if not ends:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a second header block is the stream's end")
+        if not stream.inbox.as_long_as_said(0, ends=True):
+            raise _length_fault(stream_id)
         self._half_close(stream)
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -326,6 +346,8 @@ class Connection(asyncio.Protocol):
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after the stream's end")
         if size > inbox.window:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
+        if not inbox.as_long_as_said(len(data), ends=bool(flags & END_STREAM)):
+            raise _length_fault(stream_id)
         if stream.finished:
             # Answered already; what comes meanwhile is of no use.
             if flags & END_STREAM:
@@ -337,13 +359,12 @@ class Connection(asyncio.Protocol):
         except Unreadable as error:
             refused = error
         # Before the stream is cut, which takes off all that it has.
-        self._unread_bytes += inbox.unread_bytes - before
+        self._requests_held.add(inbox.unread_bytes - before)
         if refused is not None:
             stream.cut(fields.status(refused.code.value, refused.why))
             return
-        if self._unread_bytes > self._limits.unread_bytes:
-            text = f"{self._unread_bytes} bytes of this connection's requests wait to be read; send less at once"
-            stream.cut(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
+        if inbox.unread_bytes > before and not self._requests_held.fits():
+            stream.cut(self._refusal("unread", self._requests_held.why("requests")))
             return
         if flags & END_STREAM:
             self._half_close(stream)
@@ -433,6 +454,11 @@ class Connection(asyncio.Protocol):
         if (stream is None or not stream.answered) and not self._resets.take():
             raise too_much("too many streams were given up before they were answered")
 
+    def _refusal(self, kind: str, why: str) -> bytes:
+        """The status of a call that finds no room."""
+        self._bounds.refuse(kind, self.peer, why)
+        return fields.status(Code.RESOURCE_EXHAUSTED.value, f"{why}; send less at once, or later")
+
     def _credit(self, stream: Stream) -> None:
         if not stream.over and (size := stream.inbox.credit()):
             self._sender.control(window_update(stream.id, size))
@@ -478,7 +504,7 @@ class Connection(asyncio.Protocol):
             # A timer that is cancelled holds nothing, one that runs all that was asked and said.
             stream.lingering.cancel()
         self._sender.drop(stream.out)
-        self._unread_bytes -= stream.inbox.unread_bytes
+        self._requests_held.add(-stream.inbox.unread_bytes)
         stream.inbox.unread_bytes = 0
         stream.inbox.messages.clear()
         served = stream.served
@@ -493,7 +519,7 @@ class Connection(asyncio.Protocol):
         # They know each other: neither is to wait for the garbage collector.
         stream.served = None
         del self.streams[stream.id]
-        self._metadata_bytes -= stream.metadata_bytes
+        self._metadata_held.add(-stream.metadata_bytes)
         self._end_if_idle()
 
     def _ending(self, stream: Stream) -> None:
@@ -555,3 +581,7 @@ class Connection(asyncio.Protocol):
         if not self._closed:
             log.warning("a connection is closed", extra={"peer": self.peer, "why": f"it leaves {size} bytes unread"})
             self.abort()
+
+
+def _length_fault(stream_id: int) -> StreamFault:
+    return StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "its DATA have not the length that content-length says")

@@ -49,6 +49,7 @@ STATUS_OK: Final = literal(b"grpc-status", b"0")
 # What a message may be compressed with.
 ENCODINGS: Final = "identity,deflate,gzip"
 ACCEPT_ENCODING: Final = literal(b"grpc-accept-encoding", ENCODINGS.encode())
+ACCEPT_IDENTITY: Final = literal(b"grpc-accept-encoding", b"identity")
 
 
 def http_status(status: int) -> bytes:

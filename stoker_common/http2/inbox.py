@@ -16,11 +16,23 @@ class Inbox:
     the rest of one message, which is bounded.
     """
 
-    __slots__ = ("_owed", "_reader", "_waiter", "_window_bytes", "ended", "messages", "unread_bytes", "window")
+    __slots__ = (
+        "_content_left",
+        "_owed",
+        "_reader",
+        "_waiter",
+        "_window_bytes",
+        "ended",
+        "messages",
+        "unread_bytes",
+        "window",
+    )
 
-    def __init__(self, reader: MessageReader, window_bytes: int) -> None:
+    def __init__(self, reader: MessageReader, window_bytes: int, content_bytes: int | None = None) -> None:
+        """`content_bytes`: what the client has said that all its DATA have."""
         self._reader = reader
         self._window_bytes = window_bytes
+        self._content_left = content_bytes
         # What the client may send before it is told of more.
         self.window = window_bytes
         self._owed = 0
@@ -41,6 +53,13 @@ class Inbox:
             self.unread_bytes += len(message) + _MESSAGE_BYTES
         self.unread_bytes += self._reader.held_bytes
         self.wake()
+
+    def as_long_as_said(self, size: int, *, ends: bool) -> bool:
+        """DATA of so many bytes came: whether content-length is not exceeded, and at the end reached."""
+        if self._content_left is None:
+            return True
+        self._content_left -= size
+        return self._content_left == 0 if ends else self._content_left >= 0
 
     @property
     def broken_off(self) -> bool:

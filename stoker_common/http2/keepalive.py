@@ -21,11 +21,16 @@ class Keepalive:
         self._gone = gone
         # Set by the connection whenever anything comes.
         self.heard = False
-        self._timer = loop.call_later(limits.ping_interval_s, self._look)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """The client has begun to speak: before, there is a limit for that, and nothing to ask."""
+        self._timer = self._loop.call_later(self._limits.ping_interval_s, self._look)
 
     def stop(self) -> None:
         """The connection is over."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _look(self) -> None:
         if self.heard:

@@ -1,4 +1,4 @@
-"""What one client may ask of the server: sizes, rates and times, each with its reason."""
+"""What one client may ask of the server, and all together: sizes, rates and times, each with its reason."""
 
 from dataclasses import dataclass
 
@@ -15,6 +15,9 @@ from stoker_common.channel import (
 class Limits:
     """Of one connection, where nothing else is said."""
 
+    # Connections of a server; further ones are closed at once. One that only waits costs 23 KiB: 230 MiB.
+    connections: int = 10_000
+
     # Streams at once, those counted whose handler still runs after the client has cancelled (CVE-2023-44487). Beyond it
     # a well-behaved client waits silently (gRPC A105), so admission is the services' affair: this is the last resort.
     streams: int = 16_384
@@ -23,11 +26,19 @@ class Limits:
     response_bytes: int = MAX_RESPONSE_BYTES
     # Messages that have come in and not been read yet, of all streams together: four of the largest.
     unread_bytes: int = 4 * MAX_REQUEST_BYTES
+    # Of all connections of a server: what eight have that take all they may, and an eighth of a router of 4 GiB.
+    server_unread_bytes: int = 512 << 20
+    # Answers that their client has not taken: two of the largest, or 8 KiB of each stream.
+    unsent_bytes: int = 2 * MAX_RESPONSE_BYTES
+    # Of all connections of a server, with what full sockets hold up.
+    server_unsent_bytes: int = 512 << 20
     # A header list as RFC 9113 counts it, 32 bytes more a field. One above it is refused.
     metadata_bytes: int = METADATA_HARD_BYTES
     # Of all calls that a connection has: one byte in a header block can stand for a field of four thousand, and Python
     # keeps some five times what is counted here. 2 KiB a call, were there as many as may be.
     all_metadata_bytes: int = 32 << 20
+    # Of all connections of a server: 128,000 calls of 1 KiB, and 640 MiB as Python keeps it.
+    server_metadata_bytes: int = 128 << 20
     # Of one above these the decoder's state is not kept, so the connection ends. They leave room to refuse politely
     # what is a mistake, and bound what a bomb of references or an endless block (CVE-2024-27316) can make of us.
     header_block_bytes: int = 64 << 10
@@ -55,7 +66,9 @@ class Limits:
     # half a second, and 5 % of a core. A client that gives up all that waits for an overloaded mesh stays below.
     resets_burst: int = 5_000
     resets_per_s: float = 500.0
-    # The preface and the first SETTINGS have to be there by then.
+    # Messages may be compressed. Unpacking one of 16 MiB holds the loop for 40 to 115 ms; False refuses it.
+    compressed: bool = True
+    # The preface and the first SETTINGS have to be there by then; a client is asked nothing before it has begun.
     handshake_s: float = 10.0
     # A client that was silent so long is asked whether it is there, and is gone if it does not answer.
     ping_interval_s: float = SERVER_PING_INTERVAL_MS / 1e3

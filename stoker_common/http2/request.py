@@ -16,8 +16,12 @@ _PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 # Of a hop, not of a request: RFC 9113, section 8.2.2.
 _HOP: Final = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 # The protocol's own, which services are not shown.
-_OWN: Final = frozenset((b"te", b"content-type", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"))
+_OWN: Final = frozenset(
+    (b"te", b"content-type", b"content-length", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding")
+)
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+# 2^63 bytes have nineteen digits.
+_LENGTH: Final = re.compile(rb"[0-9]{1,19}")
 _UNIT_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _FORBIDDEN: Final = re.compile(rb"[\0\r\n]")
@@ -33,6 +37,8 @@ class Request:
     timeout_s: float | None
     encoding: str
     size_bytes: int
+    # What all its DATA have together, if it was said.
+    content_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ def read(stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> Request | Unf
     metadata: list[tuple[str, str | bytes]] = []
     timeout_s: float | None = None
     encoding, content_type, size = "identity", b"", 0
+    content_bytes: int | None = None
     for name, value in fields:
         size += len(name) + len(value) + FIELD_BYTES
         if name[:1] == b":":
@@ -59,6 +66,11 @@ def read(stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> Request | Unf
                 content_type = value
             elif name == b"grpc-timeout":
                 timeout_s = _timeout_s(stream_id, value)
+            elif name == b"content-length":
+                # RFC 9110, section 8.6: said twice, it has to say the same.
+                if not _LENGTH.fullmatch(value) or content_bytes not in (None, int(value)):
+                    raise _malformed(stream_id, "its content-length is none")
+                content_bytes = int(value)
             elif name == b"grpc-encoding":
                 encoding = value.decode("latin-1")
             elif name == b"te" and value != b"trailers":
@@ -74,7 +86,7 @@ def read(stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> Request | Unf
         return Unfit(405)
     if not content_type.startswith(b"application/grpc") or content_type[16:17] not in (b"", b"+", b";"):
         return Unfit(415)
-    return Request(pseudo[b":path"].decode("latin-1"), tuple(metadata), timeout_s, encoding, size)
+    return Request(pseudo[b":path"].decode("latin-1"), tuple(metadata), timeout_s, encoding, size, content_bytes)
 
 
 def _entry(stream_id: int, name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:

@@ -22,6 +22,7 @@ from stoker_common.http2.frames import (
 )
 from stoker_common.http2.limits import Limits
 from stoker_common.http2.outgoing import Outgoing
+from stoker_common.http2.pool import Share
 
 
 class Wire(Protocol):
@@ -29,6 +30,9 @@ class Wire(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send, or keep until it can be."""
+
+    def get_write_buffer_size(self) -> int:
+        """How many bytes are kept."""
 
 
 class Sender:
@@ -41,14 +45,21 @@ class Sender:
         limits: Limits,
         ended: Callable[[int], None],
         unread: Callable[[int], None],
+        unsent: Share,
+        refused: Callable[[str], None],
     ) -> None:
         """`ended` is told of each stream whose last frame was handed over, `unread` when a client lets so many bytes of
-        answers wait that the connection should end."""
+        answers wait that the connection should end, `refused` why a message of a stream's was. `unsent` counts what
+        waits."""
         self._wire = wire
         self._soon = soon
         self._limits = limits
         self._ended = ended
         self._unread = unread
+        self._unsent = unsent
+        self._refused = refused
+        # Of what is counted there, beside streams: what the socket holds up, and what was not handed over to it.
+        self._stuck_bytes = 0
         self._window = FIRST_WINDOW_BYTES
         self._frame_bytes = FIRST_FRAME_BYTES
         self._out: list[bytes] = []
@@ -75,8 +86,11 @@ class Sender:
         self._out.append(frame)
         self._out_bytes += len(frame)
         if self._paused:
+            self._stick(len(frame))
             if self._out_bytes > self._limits.control_bytes:
                 self._unread(self._out_bytes)
+            elif not self._unsent.fits():
+                self._no_room()
         elif not self._scheduled:
             self._scheduled = True
             self._soon(self._flush)
@@ -85,8 +99,8 @@ class Sender:
         """An answer's first header block."""
         self.control(header_frames(block, 0, stream_id, self._frame_bytes))
 
-    def message(self, stream: Outgoing, message: bytes) -> None:
-        """A message of a stream's. Runs once a token."""
+    def message(self, stream: Outgoing, message: bytes) -> bool:
+        """A message of a stream's. Runs once a token. False, and it is not sent, where too much waits already."""
         size = len(message) + MESSAGE_PREFIX_BYTES
         if (
             not stream.backlog_bytes
@@ -105,9 +119,22 @@ class Sender:
             if not self._scheduled:
                 self._scheduled = True
                 self._soon(self._flush)
-            return
+            return True
+        if not self._unsent.fits(size):
+            self._refused(self.too_slow())
+            return False
         stream.add(message_prefix(len(message)), message)
+        self._unsent.add(size)
         self._make_ready(stream)
+        return True
+
+    def too_slow(self) -> str:
+        """What a client is told whose answers wait for it."""
+        return f"{self._unsent.why('answers')}; take them as they come, or ask for less at once"
+
+    def crowded(self, stream: Outgoing) -> bool:
+        """Whether the handler of this one should wait, because of what waits in all: half of what may."""
+        return stream.backlog_bytes > 0 and not self._unsent.fits(self._unsent.held_bytes)
 
     def end(self, stream: Outgoing, block: bytes) -> None:
         """The header block that ends a stream, once all before it is out."""
@@ -124,6 +151,7 @@ class Sender:
         """The stream is over, whatever waits of it."""
         self._ready.pop(stream.stream_id, None)
         self._ending.pop(stream.stream_id, None)
+        self._unsent.add(-stream.backlog_bytes)
         stream.drop()
 
     def frame_bytes(self, size: int) -> None:
@@ -151,10 +179,15 @@ class Sender:
     def pause(self) -> None:
         """What was written waits to be sent: hand over no more."""
         self._paused = True
+        self._stick(self._wire.get_write_buffer_size())
+        if not self._unsent.fits():
+            # Not here: the transport is in the middle of a write.
+            self._soon(self._no_room)
 
     def resume(self) -> None:
         """It was sent."""
         self._paused = False
+        self._stick(-self._stuck_bytes)
         self._schedule()
 
     def finish(self) -> None:
@@ -170,6 +203,19 @@ class Sender:
         """Hand over no more."""
         self._stopped = True
         self._out.clear()
+
+    def gone(self) -> None:
+        """What the socket held up is held no more."""
+        self._stick(-self._stuck_bytes)
+
+    def _stick(self, size: int) -> None:
+        self._stuck_bytes += size
+        self._unsent.add(size)
+
+    def _no_room(self) -> None:
+        """What a socket holds up cannot be taken back: the connection ends."""
+        self._refused(self._unsent.why("answers"))
+        self._unread(self._unsent.held_bytes)
 
     def _flush_out(self) -> None:
         data = b"".join(self._out)
@@ -203,6 +249,7 @@ class Sender:
                 continue
             data = stream.take(min(self._frame_bytes, stream.window, self._window))
             size = len(data)
+            self._unsent.add(-size)
             stream.window -= size
             self._window -= size
             self._data_frames += 1

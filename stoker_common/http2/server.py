@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from stoker_common.clock import Clock
 from stoker_common.http2 import fields, sockets
+from stoker_common.http2.bounds import Bounds
 from stoker_common.http2.call import Call
 from stoker_common.http2.connection import Connection
+from stoker_common.http2.frames import ErrorCode
 from stoker_common.http2.limits import Limits
 from stoker_common.http2.messages import KNOWN_ENCODINGS
 from stoker_common.http2.pacer import Pacer
@@ -37,9 +41,12 @@ class _Details(grpc.HandlerCallDetails):
 class Http2Server(grpc.aio.Server):
     """Used as grpc.aio's. Make and use it on one event loop."""
 
-    def __init__(self, limits: Limits | None = None, *, share_port: bool = False) -> None:
-        """`share_port`: other processes may listen on the same port (SO_REUSEPORT)."""
+    def __init__(
+        self, limits: Limits | None = None, *, share_port: bool = False, clock: Clock = time.monotonic
+    ) -> None:
+        """`share_port`: other processes may listen on the same port (SO_REUSEPORT). `clock` is the log's."""
         self._limits = limits or Limits()
+        self.bounds = Bounds(self._limits, clock)
         self._share_port = share_port
         self._generic: list[grpc.GenericRpcHandler] = []
         self._registered: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -126,12 +133,15 @@ class Http2Server(grpc.aio.Server):
 
     def protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
         """What speaks on a connection that was accepted."""
-        return Connection(self._begin, self._limits, loop, self._made, self._lost)
+        return Connection(self._begin, self._limits, self.bounds, loop, self._made, self._lost)
 
     def _made(self, connection: Connection) -> None:
         if self._stopping:
             # Accepted while the listener closed.
             connection.close()
+            return
+        if not self.bounds.admits(len(self._connections), connection.peer):
+            connection.close(ErrorCode.ENHANCE_YOUR_CALM, "the server has as many connections as it takes")
             return
         self._connections.add(connection)
         self._quiet.clear()
@@ -145,6 +155,10 @@ class Http2Server(grpc.aio.Server):
         handler = self._registered.get(request.path) or self._found(request)
         if handler is None:
             stream.finish(fields.status(Code.UNIMPLEMENTED.value, "Method not found!"))
+            return None
+        if request.encoding != "identity" and not self._limits.compressed:
+            text = f"messages compressed with {request.encoding!r} are not read here; send them as they are"
+            stream.finish(fields.status(Code.UNIMPLEMENTED.value, text) + fields.ACCEPT_IDENTITY)
             return None
         if request.encoding not in KNOWN_ENCODINGS:
             text = f"messages compressed with {request.encoding!r} are not read here; {fields.ENCODINGS} are"

@@ -9,6 +9,7 @@ from stoker_common.http2.frames import ErrorCode
 from stoker_common.http2.inbox import Inbox
 from stoker_common.http2.outgoing import Outgoing
 from stoker_common.http2.sender import Sender
+from stoker_common.refusal import Code
 
 
 class Served(Protocol):
@@ -77,10 +78,19 @@ class Stream:
             self._sender.headers(self.id, fields.HEADERS + metadata)
 
     def send(self, message: bytes) -> None:
-        """One message of the answer. Runs once a token. Not after `finish`, nor once it is over."""
+        """One message of the answer. Runs once a token. Not after `finish`, nor once it is over.
+
+        Where too much waits for the client already, the stream is cut instead.
+        """
         if not self.answered:
             self.begin()
-        self._sender.message(self.out, message)
+        if not self._sender.message(self.out, message):
+            self.cut(fields.status(Code.RESOURCE_EXHAUSTED.value, self._sender.too_slow()))
+
+    @property
+    def full(self) -> bool:
+        """Whether so much waits, of this stream or of the connection, that the handler should, too."""
+        return self.out.full or self._sender.crowded(self.out)
 
     def finish(self, status: bytes) -> None:
         """The answer's end: a status, with metadata. Alone, it is the whole answer."""

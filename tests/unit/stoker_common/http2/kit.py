@@ -140,6 +140,10 @@ class Transport(asyncio.Transport):
         self.writes += 1
         self.written += data
 
+    def get_write_buffer_size(self) -> int:
+        """See asyncio.Transport."""
+        return len(self.written)
+
     def close(self) -> None:
         """See asyncio.Transport."""
         self.closed = True

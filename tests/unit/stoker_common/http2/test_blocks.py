@@ -42,3 +42,18 @@ def test_only_so_many_are_kept() -> None:
         for fields in lists:
             blocks.begin(END_HEADERS, 1, encoder.encode(fields))
     assert len(blocks._known) == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ([("x-a", "1")] * 256, True),
+        ([("x-a", "1")] * 257, False),
+        ([("x-a", "1" * 500)] * 4, True),
+        ([("x-a", "1" * 500)] * 5, False),
+    ],
+)
+def test_only_short_ones_are_kept(fields: list[tuple[str, str]], kept: bool) -> None:
+    encoder, blocks = Encoder(), HeaderBlocks(Limits())
+    found = [blocks.begin(END_HEADERS, 1, encoder.encode(fields)) for _ in range(3)]
+    assert (found[1] is found[2]) is kept

@@ -390,11 +390,12 @@ def test_more_data_than_a_streams_window() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("sent", [b"", PREFACE[:10], PREFACE])
-def test_who_does_not_begin_is_hung_up_on(sent: bytes) -> None:
+@pytest.mark.parametrize("sent", [None, b"", PREFACE[:10], PREFACE])
+def test_who_does_not_begin_is_hung_up_on(sent: bytes | None) -> None:
     async def test() -> None:
         client = Client(served(Handlers()), greet=False)
-        client.frames(sent)
+        if sent is not None:
+            client.frames(sent)
         await asyncio.sleep(Limits().handshake_s - 0.1)
         assert not client.transport.closed
         await asyncio.sleep(0.2)

@@ -1,0 +1,46 @@
+"""What a server holds for all of its connections together: how many there are, and the bytes of each kind."""
+
+import logging
+
+from stoker_common.clock import Clock
+from stoker_common.http2.limits import Limits
+from stoker_common.http2.pool import Pool
+
+log = logging.getLogger(__name__)
+
+# One line tells of all refusals since the one before: whoever floods a server is not to flood its log.
+LINE_EVERY_S = 10.0
+
+
+class Bounds:
+    """One server's. Refusals are counted by kind, and told of in the log, seldom."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._connections = limits.connections
+        self._clock = clock
+        self.unread = Pool(limits.server_unread_bytes)
+        self.unsent = Pool(limits.server_unsent_bytes)
+        self.metadata = Pool(limits.server_metadata_bytes)
+        # Since the server began.
+        self.refused: dict[str, int] = {}
+        self._told: dict[str, tuple[float, int]] = {}
+
+    def admits(self, connections: int, peer: str) -> bool:
+        """Whether there may be one more beside so many. If not, it counts as refused."""
+        if connections < self._connections:
+            return True
+        self.refuse("connections", peer, f"there are {connections} already, and no more are taken")
+        return False
+
+    def refuse(self, kind: str, peer: str, why: str) -> None:
+        """Count a refusal: of `connections`, `unread` requests, `unsent` answers or `metadata`."""
+        count = self.refused[kind] = self.refused.get(kind, 0) + 1
+        now_s = self._clock()
+        told_s, told = self._told.get(kind, (float("-inf"), 0))
+        if now_s - told_s < LINE_EVERY_S:
+            return
+        self._told[kind] = now_s, count
+        log.warning(
+            "a limit of the HTTP/2 server was reached",
+            extra={"limit": kind, "peer": peer, "why": why, "refused": count - told, "refused_ever": count},
+        )
