@@ -31,13 +31,14 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
 
 
 def test_the_target_is_the_better_of_the_rust_peers() -> None:
-    run = run_of(result(0, "stoker", 30.0), result(0, "smg", 40.0), result(0, "vllm-router", 25.0))
-    assert "≤ 1 x vllm-router | 1.20 x | **no**" in page(run, NOTES)
+    costs = {"stoker": 30.0, "stoker h2": 20.0, "smg": 40.0, "vllm-router": 25.0}
+    run = run_of(*(result(0, name, cost) for name, cost in costs.items()))
+    assert "≤ 1 x vllm-router | 1.20 x, **no** | 0.80 x, yes |" in page(run, NOTES)
 
 
 def test_the_link_is_held_against_half_of_the_better_rust_peer() -> None:
     run = run_of(result(0, "stoker link", 15.0), result(0, "smg", 40.0), result(0, "vllm-router", 25.0))
-    assert "over the SDK's link, paced 64 | ≤ 0.5 x vllm-router | 0.60 x | **no**" in page(run, NOTES)
+    assert "over the SDK's link, paced 64 | ≤ 0.5 x vllm-router | 0.60 x, **no** | - |" in page(run, NOTES)
 
 
 def test_what_is_added_is_beyond_the_same_protocol_without_a_router() -> None:
@@ -74,7 +75,7 @@ def test_direct_mode_is_held_against_what_the_better_rust_peer_spends_on_such_a_
     run = run_of(
         *({"round": 0, "system": name, "case": SHORT, "cpu_us_per_stream": cost} for name, cost in costs.items())
     )
-    assert "direct mode | ≤ 1 x vllm-router | 0.75 x | yes" in page(run, NOTES)
+    assert "direct mode | ≤ 1 x vllm-router | 0.75 x, yes | - |" in page(run, NOTES)
 
 
 def test_a_client_that_never_reads_is_judged_by_the_rounds_own_ratios() -> None:
@@ -82,7 +83,7 @@ def test_a_client_that_never_reads_is_judged_by_the_rounds_own_ratios() -> None:
     run.soak = {
         "slow reader": {"rounds": 8, "ratio": 1.04, "ratio_p25": 0.9, "ratio_p75": 1.2, "itl_p99_beside_ms": 21.0}
     }
-    assert "≤ 1.1 x | 1.04 x (21.0 ms; quartiles of 8 rounds 0.90 to 1.20) | yes" in page(run, NOTES)
+    assert "≤ 1.1 x | 1.04 x (21.0 ms; quartiles of 8 rounds 0.90 to 1.20), yes | - |" in page(run, NOTES)
 
 
 def test_nothing_is_measured_of_a_system_where_it_has_nothing_to_show() -> None:
