@@ -136,11 +136,11 @@ class Sender:
         """Whether the handler of this one should wait, because of what waits in all: half of what may."""
         return stream.backlog_bytes > 0 and not self._unsent.fits(self._unsent.held_bytes)
 
-    def end(self, stream: Outgoing, block: bytes) -> None:
-        """The header block that ends a stream, once all before it is out."""
+    def end(self, stream: Outgoing, block: bytes, *, waits: bool = True) -> None:
+        """The header block that ends a stream, once all before it is out. `waits`: not beside a full socket."""
         if stream.backlog_bytes:
             stream.ending = block
-        elif self._paused:
+        elif self._paused and waits:
             # Kept with its stream, of which there are only so many, not with what a full socket holds up.
             stream.ending = block
             self._ending[stream.stream_id] = stream

@@ -92,14 +92,14 @@ class Stream:
         """Whether so much waits, of this stream or of the connection, that the handler should, too."""
         return self.out.full or self._sender.crowded(self.out)
 
-    def finish(self, status: bytes) -> None:
-        """The answer's end: a status, with metadata. Alone, it is the whole answer."""
+    def finish(self, status: bytes, *, waits: bool = True) -> None:
+        """The answer's end: a status, with metadata. Alone, it is the whole answer. Not `waits`: over at once."""
         if self.finished or self.over:
             return
         self.finished = True
         block = status if self.answered else fields.HEADERS + status
         self.answered = True
-        self._sender.end(self.out, block)
+        self._sender.end(self.out, block, waits=waits)
         if not self.over:
             self._ending(self)
 
@@ -107,6 +107,7 @@ class Stream:
         """End the answer now, whatever of it waits."""
         if not self.finished:
             self._sender.drop(self.out)
-            self.finish(status)
+            # What it has is let go of now, also where the client reads nothing.
+            self.finish(status, waits=False)
         else:
             self._reset(self, ErrorCode.CANCEL)

@@ -254,3 +254,21 @@ def test_ends_that_wait_are_sent_when_the_connection_is_closed() -> None:
         assert client.status(stream) == 12
 
     run(test)
+
+
+def test_a_call_that_is_cut_off_is_over_though_its_client_does_not_read() -> None:
+    async def test() -> None:
+        handlers = Handlers()
+        client = Client(served(handlers, Limits(request_bytes=100, unread_bytes=200)))
+        streams = [client.open("Stay", end=False) for _ in range(20)]
+        await client.hear()
+        client.connection.pause_writing()
+        for stream in streams:
+            client.data(stream, message_prefix(90) + bytes(90))
+        await settle()
+        assert len(client.connection.streams) == 1
+        client.connection.resume_writing()
+        await client.hear()
+        assert {client.status(stream) for stream in streams[1:]} == {EXHAUSTED}
+
+    run(test)
