@@ -295,11 +295,12 @@ async def test_statuses(kind: Http2) -> None:
 @kinds
 async def test_a_deadline_ends_the_call_and_its_handler(kind: Http2) -> None:
     async with up(kind) as it:
-        error = await refused(it.unary("Wait")(b"", timeout=0.2))
+        # Long enough that a busy machine begins it before it is over.
+        error = await refused(it.unary("Wait")(b"", timeout=1.0))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: it.service.cancelled == 1 and not it.service.running)
         await until(lambda: it.service.done == 1)
-        assert 0 < (it.service.remaining_s[0] or 0) <= 0.2
+        assert 0 < (it.service.remaining_s[0] or 0) <= 1.0
 
 
 @kinds
