@@ -20,7 +20,7 @@ from rich.text import Text
 
 from discovery.codec import SERVICE
 from discovery.consul_agent import ConsulAgentError, find_consul
-from stoker_client import Client, Completion, StokerError, Turn
+from stoker_client import Client, Completion, StokerError
 from stoker_client.cli.generate import summary
 from stoker_client.mesh import identity, state
 from stoker_client.mesh.config import DEFAULT_MODEL, ZONE_PORTS, MeshSettings
@@ -29,7 +29,7 @@ from stoker_client.mesh.ports import PortTaken, check_free
 from stoker_client.mesh.state import Kind, MeshState
 from stoker_common.fold import Fold
 
-QUESTION = "What is the capital of France?"
+PROMPT = "The capital of France is"
 # What SmolLM2-135M-Instruct, and nearly every other model, says; only checked for the model that comes with set-up.
 EXPECTED = "Paris"
 RUN_FOLDER = Path(".cache/demo").resolve()
@@ -126,12 +126,11 @@ def free_base(consul: Path) -> int:
 
 async def ask(router: str) -> Completion:
     """Ask by the SDK, and print the answer as it comes."""
-    console.print(f"[bold]{QUESTION}[/]")
+    console.print(f"[bold]{PROMPT}[/]")
     fold, began_s, first_s = Fold(), time.monotonic(), 0.0
     async with Client(router, timeout_s=ANSWER_LIMIT_S) as client:
         model = (await client.models())[0].model.name
-        messages: list[Turn] = [{"role": "user", "content": QUESTION}]
-        async for chunk in client.stream(messages=messages, model=model, temperature=0.0, max_tokens=32):
+        async for chunk in client.stream(PROMPT, model=model, temperature=0.0, max_tokens=32):
             fold.add(chunk.response)
             first_s = first_s or (time.monotonic() if chunk.deltas else 0.0)
             console.print(chunk.text, end="", style="cyan", markup=False, highlight=False, soft_wrap=True)
