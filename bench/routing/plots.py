@@ -70,7 +70,7 @@ def _bars(path: Path, results: Sequence[Result]) -> Path:
         axis.set_ylabel(f"requests within the SLO\n{routers} router{'s' if routers > 1 else ''}")
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.3, axis="y")
-    axes[1].set_xticks([i + 0.4 - width / 2 for i in range(len(workloads))], workloads)
+    axes[1].set_xticks([i + 0.4 - width / 2 for i in range(len(workloads))], workloads, rotation=20)
     axes[0].legend(fontsize=8, ncols=len(POLICIES), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return _save(path, figure)
 
