@@ -21,19 +21,23 @@ from bench.relay.pick import pick_us
 from bench.relay.script import PACED, SHORT, UNPACED
 from bench.relay.systems import ROOT, System, peers_installed, systems
 
-OURS = ("direct", "passthrough", "stoker", "stoker link", "stoker h2", "stoker h2 link", "stoker direct", "stoker x2")
+OURS = (
+    *("direct", "passthrough", "stoker", "stoker link", "stoker h2", "stoker h2 link"),
+    *("stoker direct", "stoker h2 direct", "stoker x2"),
+)
 PEERS = ("http direct", "vllm-router", "smg")
 RESULTS = ROOT / "bench" / "results" / "relay.json"
 OPEN_RATE_PER_S = 200.0
 
 SHORT_AT_ONCE = SHORT_TOKENS = 64
 # Those that are not measured in every case, and where they are: what they could show elsewhere others do, and a round
-# takes its time. `stoker direct` has nothing on the path of tokens, and its server is none that goes as fast as it can.
+# takes its time. Direct mode has nothing on the path of tokens, and its server is none that goes as fast as it can.
 ONLY = {
     "passthrough": ("paced 64", "paced 256", "unpaced 16", "unpaced 64", "first token", "unary alone"),
     "stoker link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
     "stoker h2 link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
     "stoker direct": ("paced 64", "paced 256", SHORT),
+    "stoker h2 direct": ("paced 64", "paced 256", SHORT),
     "stoker x2": ("paced 64", "paced 256", "unpaced 64"),
 }
 

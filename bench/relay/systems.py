@@ -26,6 +26,8 @@ from stoker_common.channel import client_options
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".cache" / "peers"
 UP_WITHIN_S = 60.0
+# Those in which clients stream from a server themselves.
+DIRECT = frozenset({"stoker direct", "stoker h2 direct"})
 # As many streams as there are, a token of each every 20 ms.
 _SIM = (
     *("--engine=sim", f"--model={MODEL_DIRECT}", f"--sim-step-base-ms={STEP_MS:g}", "--sim-step-per-stream-ms=0"),
@@ -46,7 +48,7 @@ class System:
         match self.name:
             case "stoker link" | "stoker h2 link":
                 return LinkLoad(self.address)
-            case "stoker direct":
+            case "stoker direct" | "stoker h2 direct":
                 return DirectLoad(self.address)
             case "http direct" | "vllm-router" | "smg":
                 return HttpLoad(self.address)
@@ -62,7 +64,8 @@ def peers_installed() -> bool:
 @contextmanager
 def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
     """Those that are named, of `direct`, `passthrough`, `stoker`, `stoker link`, `stoker direct`, `stoker x2`,
-    `stoker h2`, `stoker h2 link`, `http direct`, `vllm-router`, `smg`. The h2 ones serve clients by our own HTTP/2."""
+    `stoker h2`, `stoker h2 link`, `stoker h2 direct`, `http direct`, `vllm-router`, `smg`. The h2 ones serve clients by
+    our own HTTP/2."""
     with ExitStack() as stack:
         (plan,) = plan_agents(find_consul(ROOT), ("zone-a",))
         agent = ConsulAgent(plan, folder / "consul.log")
@@ -83,7 +86,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
         _until(lambda: _http_ok(f"{upstream}/health"), "the mock for HTTP")
         quiet = ["--metrics-port=-1", "--log-level=warning", f"--consul-address={consul}", "--zone=zone-a"]
         key = "--ticket-key=a key for a benchmark on one machine"
-        if "stoker direct" in names:
+        if DIRECT.intersection(names):
             port = free_ports(1)[0]
             up.start("sim", python, "-m", "model_server", f"--listen-port={port}", *_SIM, *quiet, key)
         for name in names:
@@ -96,6 +99,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
                 "stoker h2": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet],
                 "stoker h2 link": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet],
                 "stoker direct": [python, "-m", "router", f"--listen-port={port}", *quiet, key],
+                "stoker h2 direct": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet, key],
                 "stoker x2": [python, "-m", "router", f"--listen-port={port}", "--processes=2", *quiet],
                 "vllm-router": [
                     *(str(PEERS / "bin" / "vllm-router"), "--host=127.0.0.1", f"--port={port}"),
@@ -117,7 +121,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
             elif name == "passthrough":
                 _until(lambda at=address: _listens(at), name)  # type: ignore[misc]
             else:
-                asyncio.run(routable(address, MODEL_DIRECT if name == "stoker direct" else MODEL))
+                asyncio.run(routable(address, MODEL_DIRECT if name in DIRECT else MODEL))
             found.append(System(name, address, (pid,)))
         yield [system for system in found if system.name in names]
 

@@ -71,11 +71,11 @@ def test_a_stamp_is_as_long_as_it_says() -> None:
 
 
 def test_direct_mode_is_held_against_what_the_better_rust_peer_spends_on_such_a_stream() -> None:
-    costs = {"stoker direct": 900.0, "vllm-router": 1200.0, "smg": 1500.0}
+    costs = {"stoker direct": 900.0, "stoker h2 direct": 1320.0, "vllm-router": 1200.0, "smg": 1500.0}
     run = run_of(
         *({"round": 0, "system": name, "case": SHORT, "cpu_us_per_stream": cost} for name, cost in costs.items())
     )
-    assert "direct mode | ≤ 1 x vllm-router | 0.75 x, yes | - |" in page(run, NOTES)
+    assert "direct mode | ≤ 1 x vllm-router | 0.75 x, yes | 1.10 x, **no** |" in page(run, NOTES)
 
 
 def test_a_client_that_never_reads_is_judged_by_the_rounds_own_ratios() -> None:
@@ -92,3 +92,4 @@ def test_nothing_is_measured_of_a_system_where_it_has_nothing_to_show() -> None:
     assert measured(stoker, SHORT)
     assert measured(System("stoker direct", "a:1", (1,)), "paced 64")
     assert not measured(System("stoker direct", "a:1", (1,)), "unpaced 64")
+    assert not measured(System("stoker h2 direct", "a:1", (1,)), "unpaced 64")
