@@ -53,7 +53,7 @@ bench: setup ## What a relayed token costs, beside the peers in one run: ~15 min
 bench-peers: setup ## Install the peers for `make bench`, Locust and matplotlib, into .cache/peers
 	@deploy/setup/peers.sh
 
-bench-routing: setup ## Routing policies on simulated servers; ARGS="--trace FILE --write" also writes docs/routing.md; about 15 minutes
+bench-routing: setup ## Routing policies on simulated servers; ARGS="--trace FILE --write" also writes docs/routing.md; goes on where it was stopped
 	@$(VENV)/python -m bench.routing $(ARGS)
 
 check: setup ## The gate before a merge: lint, format, types, imports, generated code, wire format

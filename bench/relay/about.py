@@ -3,13 +3,13 @@
 import os
 import platform
 import shlex
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.relay.systems import PEERS, ROOT
+from bench.commit import commit
+from bench.relay.systems import PEERS
 
 
 def about(arguments: Sequence[str]) -> dict[str, str]:
@@ -19,7 +19,7 @@ def about(arguments: Sequence[str]) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "-m", "bench.relay", *arguments]),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("" if not _git("status", "--porcelain") else " and changes"),
+        "commit": commit(),
         "machine": f"{os.cpu_count()} cores, {_cpu_model()}, Linux {platform.release()}",
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
@@ -32,10 +32,6 @@ def _cpu_model() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _peer_versions() -> dict[str, str]:

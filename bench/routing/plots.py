@@ -1,4 +1,4 @@
-"""Draws results: goodput and times to first token of the trace over the load, and goodput by workload."""
+"""Draws results, means over seeds: goodput and first tokens of the trace over the load, and goodput by workload."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.routing.policies import POLICIES, STOKER
+from bench.routing.results import middle_loads
+from bench.routing.seeds import Seeds, by_seed
 from bench.routing.suite import Result
 
 _COLORS = dict(zip(POLICIES, ("red", "gray", "blue", "brown", "green", "purple", "orange"), strict=True))
@@ -15,14 +17,16 @@ def draw(folder: Path, results: Sequence[Result]) -> list[Path]:
     """Write the plots; returns where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    trace = [each for each in results if each.workload == "trace"]
+    trace = by_seed(each for each in results if each.cell.workload == "trace")
     if trace:
         paths.append(_curves(folder / "routing-trace.png", trace))
-    paths.append(_bars(folder / "routing-workloads.png", results))
+    loads = middle_loads(results)
+    at = by_seed(each for each in results if each.cell.load == loads[each.cell.workload])
+    paths.append(_bars(folder / "routing-workloads.png", at))
     return paths
 
 
-def _curves(path: Path, results: Sequence[Result]) -> Path:
+def _curves(path: Path, results: Sequence[Seeds]) -> Path:
     figure = Figure(figsize=(11, 7))
     axes = figure.subplots(2, 2, sharex=True)
     for row, routers in enumerate((1, 8)):
@@ -39,8 +43,8 @@ def _curves(path: Path, results: Sequence[Result]) -> Path:
                 "marker": "o",
                 "markersize": 3,
             }
-            goodput.plot(loads, [each.figures.goodput for each in mine], label=name, **style)
-            first.plot(loads, [each.figures.ttft_ms[1] for each in mine], **style)
+            goodput.plot(loads, [each.mean(lambda its: its.goodput) for each in mine], label=name, **style)
+            first.plot(loads, [each.mean(lambda its: its.ttft_ms[1]) for each in mine], **style)
         goodput.set_ylabel(f"goodput, requests/s\n{routers} router{'s' if routers > 1 else ''}")
         first.set_ylabel("TTFT p90, ms")
         first.set_yscale("log")
@@ -53,19 +57,16 @@ def _curves(path: Path, results: Sequence[Result]) -> Path:
     return _save(path, figure)
 
 
-def _bars(path: Path, results: Sequence[Result]) -> Path:
-    """The share of requests within the SLO, at each workload's load."""
+def _bars(path: Path, results: Sequence[Seeds]) -> Path:
+    """The share of requests within the SLO."""
     workloads = list(dict.fromkeys(each.workload for each in results))
     figure = Figure(figsize=(11, 7))
     axes = figure.subplots(2, 1, sharex=True)
     width = 0.8 / len(POLICIES)
     for axis, routers in zip(axes, (1, 8), strict=True):
         for place, name in enumerate(POLICIES):
-            shares = []
-            for workload in workloads:
-                mine = [e for e in results if (e.workload, e.policy, e.routers) == (workload, name, routers)]
-                mine.sort(key=lambda each: each.load)
-                shares.append(mine[len(mine) // 2].figures.good_share if mine else 0.0)
+            mine = {e.workload: e for e in results if (e.policy, e.routers) == (name, routers)}
+            shares = [mine[w].mean(lambda its: its.good_share) if w in mine else 0.0 for w in workloads]
             axis.bar([i + place * width for i in range(len(workloads))], shares, width, label=name, color=_COLORS[name])
         axis.set_ylabel(f"requests within the SLO\n{routers} router{'s' if routers > 1 else ''}")
         axis.set_ylim(0, 1.02)

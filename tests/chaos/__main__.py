@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.commit import commit
 from tests.chaos.fault import Fault
 from tests.chaos.faults import BY_NUMBER, FAULTS
 from tests.chaos.mesh import ChaosMesh, MeshPlan, running
@@ -88,7 +88,7 @@ def _run(
                 mesh = held.enter_context(running(MeshPlan(), folder, namespaces=namespaces))
             name = f"{'control-' if control else ''}{seed}"
             found = run(mesh, fault, seed, options.streams, options.folder / "trials" / name, control=control)
-            result = replace(found, commit=_commit())
+            result = replace(found, commit=commit())
             with file.open("a") as results:
                 results.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             _tell(result, fault)
@@ -130,13 +130,6 @@ def _about(options: argparse.Namespace, results: Sequence[Result]) -> list[str]:
         "seeds are FAULT-TRIAL-STREAMS.",
         *(f"- {note}" for note in options.note),
     ]
-
-
-def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return asked.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
