@@ -1,8 +1,8 @@
-"""One call: what its handler sees of it (grpc.aio's servicer context), how it runs, how it ends."""
+"""One call at the server: what its handler reads and writes, how it runs, how it ends."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from inspect import isasyncgen
 from typing import Any, Never
@@ -12,10 +12,11 @@ import grpc.aio
 
 from stoker_common.failure import where
 from stoker_common.http2 import fields
-from stoker_common.http2.connection import Connection
+from stoker_common.http2.context import Context
 from stoker_common.http2.pacer import Pacer
 from stoker_common.http2.request import Request
-from stoker_common.http2.stream import Stream
+from stoker_common.http2.server_connection import ServerConnection
+from stoker_common.http2.server_stream import ServerStream
 from stoker_common.refusal import Code
 
 log = logging.getLogger(__name__)
@@ -25,28 +26,26 @@ _HELD_BYTES = 64 << 10
 _NUMBERS = {code: int(code.value[0]) for code in grpc.StatusCode}
 # Raised as grpc.aio raises it.
 _OVER = "the call is over: its client has gone, or its status was sent"
-DoneCallback = Callable[[Any], None]
 
 
-class Call(grpc.aio.ServicerContext[Any, Any]):
+class Call(Context):
     """A `Served`, and the context that its handler is given. Belongs to one event loop."""
 
     def __init__(
         self,
-        stream: Stream,
+        stream: ServerStream,
         request: Request,
         handler: "grpc.RpcMethodHandler[Any, Any]",
-        connection: Connection,
+        connection: ServerConnection,
         loop: asyncio.AbstractEventLoop,
         pacer: Pacer,
         most_bytes: int,
     ) -> None:
+        super().__init__(request, connection.peer, loop)
         self._stream = stream
-        self._request = request
         self._handler = handler
         self._serialise = handler.response_serializer
         self._connection = connection
-        self._loop = loop
         self._pacer = pacer
         self._most_bytes = most_bytes
         # When something was put last, and what was put since.
@@ -54,17 +53,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._cancelled = False
         # Whether the call's status is its own, not one that it was cut off with.
         self._said = False
-        self._code = grpc.StatusCode.OK
-        self._details = ""
-        self._trailing: tuple[tuple[str, str | bytes], ...] = ()
-        self._callbacks: list[DoneCallback] = []
-        self._deadline_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        if request.timeout_s is not None:
-            self._deadline_s = loop.time() + request.timeout_s
+        if self._deadline_s is not None:
             self._timer = loop.call_at(self._deadline_s, self._expired)
 
     # What the connection tells.
@@ -257,68 +249,6 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     async def abort_with_status(self, status: grpc.Status) -> Never:
         """See grpc.aio.ServicerContext."""
         await self.abort(status.code, status.details, status.trailing_metadata or ())
-
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._trailing = tuple(trailing_metadata)
-
-    def trailing_metadata(self) -> Any:
-        """See grpc.aio.ServicerContext."""
-        return self._trailing
-
-    def invocation_metadata(self) -> Any:
-        """See grpc.aio.ServicerContext: pairs of key and value."""
-        return self._request.metadata
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._code = code
-
-    def code(self) -> grpc.StatusCode:
-        """See grpc.aio.ServicerContext."""
-        return self._code
-
-    def set_details(self, details: str) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._details = details
-
-    def details(self) -> str:
-        """See grpc.aio.ServicerContext."""
-        return self._details
-
-    def set_compression(self, compression: grpc.Compression) -> None:
-        """See grpc.aio.ServicerContext. A wish, and answers go out as they are."""
-
-    def disable_next_message_compression(self) -> None:
-        """See grpc.aio.ServicerContext. None is compressed."""
-
-    def peer(self) -> str:
-        """See grpc.aio.ServicerContext."""
-        return self._connection.peer
-
-    def peer_identities(self) -> Iterable[bytes] | None:
-        """See grpc.aio.ServicerContext. Connections are in the clear: nobody has proved who they are."""
-        return None
-
-    def peer_identity_key(self) -> str | None:
-        """See grpc.aio.ServicerContext."""
-        return None
-
-    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """See grpc.aio.ServicerContext."""
-        return {}
-
-    def time_remaining(self) -> Any:
-        """See grpc.aio.ServicerContext: seconds, None without a deadline."""
-        return None if self._deadline_s is None else max(0.0, self._deadline_s - self._loop.time())
-
-    def add_done_callback(self, callback: DoneCallback) -> None:
-        """See grpc.aio.ServicerContext."""
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        """See grpc.aio.ServicerContext."""
-        return self._cancelled
 
     def done(self) -> bool:
         """See grpc.aio.ServicerContext."""

@@ -1,11 +1,13 @@
-"""One client's connection: its frames, its streams, its end. asyncio calls it; calls are somebody else's."""
+"""A connection's frames, as both ends take them: cut out of what came, checked, paid for from its budget.
+
+Whose streams they are, and what begins or ends one, is for the end that inherits it.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import cast
+from abc import abstractmethod
+from typing import Generic, TypeVar
 
-from stoker_common.http2 import fields, request
 from stoker_common.http2.blocks import Block, HeaderBlocks, unpadded
 from stoker_common.http2.bounds import Bounds
 from stoker_common.http2.bucket import Bucket
@@ -14,122 +16,97 @@ from stoker_common.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
-    END_HEADERS,
     END_STREAM,
-    FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
     GOAWAY,
     HEADERS,
-    LARGEST_STREAM_ID,
     PING,
     PRIORITY,
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
+    SETTINGS_ACK,
     WINDOW_UPDATE,
     ErrorCode,
     Setting,
-    goaway,
-    head,
     ping,
     rst_stream,
     settings,
     window_update,
 )
-from stoker_common.http2.inbox import Inbox
-from stoker_common.http2.keepalive import Keepalive
+from stoker_common.http2.lifetime import Lifetime
 from stoker_common.http2.limits import Limits
-from stoker_common.http2.messages import MessageReader, Unreadable
-from stoker_common.http2.outgoing import Outgoing
-from stoker_common.http2.peer import PeerSettings, peer_name
+from stoker_common.http2.messages import Unreadable
+from stoker_common.http2.peer import PeerSettings
 from stoker_common.http2.reader import Frame, FrameReader
-from stoker_common.http2.request import Request, Unfit
-from stoker_common.http2.sender import Sender
-from stoker_common.http2.stream import Served, Stream
+from stoker_common.http2.stream import Stream
 from stoker_common.refusal import Code
 
 log = logging.getLogger(__name__)
 
-_ALIVE = b"alive?\0\0"
-_HEARD = b"goaway?\0"
 # SETTINGS may touch every stream's window; of so many streams each costs as much as another frame does.
 _SETTINGS_WEIGHT = 100.0
 _STREAMS_A_FRAME = 4
 
-
-# A call came. What is done for it; None where it was answered at once.
-Begin = Callable[["Connection", Stream, Request], Served | None]
+AnyStream = TypeVar("AnyStream", bound=Stream)
 
 
-class Connection(asyncio.Protocol):
-    """Belongs to one event loop. `made` is told when it can be used, which is later than it is constructed; `lost` when
-    it is over and nothing runs for it any more.
-    """
+class Connection(Lifetime, Generic[AnyStream]):
+    """State is changed synchronously, as frames come. Mistakes end a stream or the connection, as RFC 9113 says."""
 
     def __init__(
-        self,
-        begin: Begin,
-        limits: Limits,
-        bounds: Bounds,
-        loop: asyncio.AbstractEventLoop,
-        made: Callable[["Connection"], None],
-        lost: Callable[["Connection"], None],
+        self, limits: Limits, bounds: Bounds, loop: asyncio.AbstractEventLoop, reader: FrameReader, blocks: HeaderBlocks
     ) -> None:
-        self._begin = begin
-        self._limits = limits
-        self._bounds = bounds
-        self._loop = loop
-        self._made = made
-        self._lost = lost
-        self._reader = FrameReader(FIRST_FRAME_BYTES)
-        self._blocks = HeaderBlocks(limits)
+        super().__init__(limits, bounds, loop)
+        self._reader = reader
+        self._blocks = blocks
         self._peer_settings = PeerSettings()
         self._control = Bucket(limits.control_burst, limits.control_per_s, loop.time)
-        self._resets = Bucket(limits.resets_burst, limits.resets_per_s, loop.time)
         # Those that are not over, or for which something still runs.
-        self.streams: dict[int, Stream] = {}
-        self._last_id = 0
-        # Above it no stream is served any more.
-        self._served_to = LARGEST_STREAM_ID
+        self.streams: dict[int, AnyStream] = {}
         self._owed = 0
-        self._requests_held = bounds.unread.share(limits.unread_bytes)
-        self._metadata_held = bounds.metadata.share(limits.all_metadata_bytes)
+        self._unread_held = bounds.unread.share(limits.unread_bytes)
         self._greeted = False
-        self._leaving = False
-        self._closed = False
-        self._disconnected = False
-        # Who called, as gRPC writes it.
-        self.peer = ""
+
+    # What either end adds.
+
+    @abstractmethod
+    def _settled(self) -> None:
+        """The other end's first SETTINGS came."""
+
+    @abstractmethod
+    def _headers(self, stream_id: int, block: Block, *, ends: bool) -> None:
+        """A whole header block came."""
+
+    @abstractmethod
+    def _idle(self, stream_id: int) -> bool:
+        """Whether it was never opened."""
+
+    @abstractmethod
+    def _may_open(self, stream_id: int) -> None:
+        """HEADERS begin. Raises ConnectionFault where the other end may not have this number."""
+
+    @abstractmethod
+    def _was_reset(self, stream: AnyStream, code: int) -> None:
+        """The other end has given up a stream."""
+
+    @abstractmethod
+    def _going(self, last_id: int, code: int, why: bytes) -> None:
+        """The other end takes no more streams than those up to a number."""
+
+    @abstractmethod
+    def _answered(self, payload: bytes) -> None:
+        """A PING of ours was answered."""
+
+    @abstractmethod
+    def _count_reset(self, stream: AnyStream | None) -> None:
+        """A stream is given up because of what the other end did. Raises ConnectionFault if that is too often."""
+
+    @abstractmethod
+    def _forget(self, stream: AnyStream) -> None:
+        """A stream is over, and nothing runs for it."""
 
     # What asyncio calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self._transport = cast(asyncio.Transport, transport)
-        self.peer = peer_name(transport.get_extra_info("peername"))
-        self._sender = Sender(
-            self._transport,
-            self._loop.call_soon,
-            self._limits,
-            self._sent_all,
-            self._unread,
-            self._bounds.unsent.share(self._limits.unsent_bytes),
-            lambda why: self._bounds.refuse("unsent", self.peer, why),
-        )
-        self._keepalive = Keepalive(self._loop, self._limits, lambda: self._sender.control(ping(_ALIVE)), self._silent)
-        self._timer = self._loop.call_later(self._limits.handshake_s, self._not_greeted)
-        limits = self._limits
-        self._sender.control(
-            settings(
-                {
-                    Setting.MAX_CONCURRENT_STREAMS: limits.streams,
-                    Setting.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
-                    Setting.MAX_HEADER_LIST_SIZE: limits.metadata_bytes,
-                }
-            )
-        )
-        self._sender.control(window_update(0, limits.connection_window_bytes - FIRST_WINDOW_BYTES))
-        self._made(self)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -145,71 +122,26 @@ class Connection(asyncio.Protocol):
         except ConnectionFault as fault:
             self._fail(fault)
 
-    def eof_received(self) -> bool:
-        """See asyncio.Protocol. Who sends no more is gone."""
-        return False
+    # What calls ask.
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self._closed = True
-        self._sender.stop()
-        self._keepalive.stop()
-        self._timer.cancel()
-        self._forsake()
-        self._sender.gone()
-        self._disconnected = True
-        self._end_if_idle()
-
-    def pause_writing(self) -> None:
-        """See asyncio.Protocol."""
-        self._sender.pause()
-
-    def resume_writing(self) -> None:
-        """See asyncio.Protocol."""
-        self._sender.resume()
-
-    # What the server asks.
-
-    def leave(self) -> None:
-        """Take no new streams, and close when those there are have ended."""
-        if self._leaving or self._closed:
-            return
-        self._leaving = True
-        # Streams that are on their way are served: only what comes after the answer to the PING is refused.
-        self._sender.control(goaway(LARGEST_STREAM_ID, ErrorCode.NO_ERROR) + ping(_HEARD))
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._limits.goaway_s, self._left)
-
-    def close(self, code: ErrorCode = ErrorCode.NO_ERROR, why: str = "") -> None:
-        """Close now. What runs is cancelled, what was said already is still sent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._sender.control(goaway(self._last_id, code, why))
-        self._hang_up()
-        self._forsake()
-
-    def abort(self) -> None:
-        """Close now, whatever waits to be sent."""
-        self._closed = True
-        self._sender.stop()
-        self._transport.abort()
-
-    def settled(self, stream: Stream) -> None:
-        """What was done for the stream has ended."""
-        if stream.over and stream.id in self.streams:
-            self._forget(stream)
-
-    def take(self, stream: Stream) -> bytes | None:
-        """The stream's next message, for its handler; None if none is there."""
+    def take(self, stream: AnyStream) -> bytes | None:
+        """The stream's next message, for whoever reads it; None if none is there."""
         inbox = stream.inbox
+        if stream.over:
+            # What is left of it is not counted any more.
+            return inbox.take()
         before = inbox.unread_bytes
         message = inbox.take()
-        self._requests_held.add(inbox.unread_bytes - before)
+        self._unread_held.add(inbox.unread_bytes - before)
         self._credit(stream)
         return message
 
     # Frames.
+
+    def _greet(self, values: dict[Setting, int]) -> None:
+        """The first words, but for a client's preface."""
+        self._sender.control(settings(values))
+        self._sender.control(window_update(0, self._limits.connection_window_bytes - FIRST_WINDOW_BYTES))
 
     def _take(self, frame: Frame) -> None:
         kind, flags, stream_id, payload = frame
@@ -217,33 +149,31 @@ class Connection(asyncio.Protocol):
             raise protocol_error("a header block was broken off")
         if not self._greeted:
             if kind != SETTINGS or flags & ACK:
-                raise protocol_error("a client begins with SETTINGS")
+                raise protocol_error("a connection begins with SETTINGS")
             self._greeted = True
             self._keepalive.begin()
-            if not self._leaving:
-                self._timer.cancel()
         if kind == DATA:
             self._data(flags, stream_id, payload)
         elif kind == HEADERS:
-            self._begins_block(stream_id)
-            self._headers(stream_id, self._blocks.begin(flags, stream_id, payload))
+            self._may_open(stream_id)
+            self._block(stream_id, self._blocks.begin(flags, stream_id, payload))
         elif kind == CONTINUATION:
-            self._headers(stream_id, self._blocks.add(flags, stream_id, payload))
+            self._block(stream_id, self._blocks.add(flags, stream_id, payload))
         elif kind == WINDOW_UPDATE:
             self._widen(stream_id, payload)
         elif kind == RST_STREAM:
-            self._reset_by_client(stream_id, payload)
+            self._reset_came(stream_id, payload)
         elif kind == PING:
             self._ping(flags, stream_id, payload)
         elif kind == SETTINGS:
             self._settings(flags, stream_id, payload)
         elif kind == PUSH_PROMISE:
-            raise protocol_error("a client may not push")
+            raise protocol_error("nobody may push here")
         elif kind == GOAWAY:
-            # It opens no more streams; those there are go on.
             self._spend(1.0)
             if stream_id or len(payload) < 8:
                 raise protocol_error("a GOAWAY that is none")
+            self._going(int.from_bytes(payload[:4]) & 0x7FFFFFFF, int.from_bytes(payload[4:8]), payload[8:])
         else:
             # Unknown types are passed over, and priorities, which nobody uses any more; for nothing is neither.
             self._spend(1.0)
@@ -252,78 +182,9 @@ class Connection(asyncio.Protocol):
             if kind == PRIORITY and len(payload) != 5:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PRIORITY frame has five bytes")
 
-    def _begins_block(self, stream_id: int) -> None:
-        if not stream_id % 2:
-            raise protocol_error(f"a client's streams have odd numbers, not {stream_id}")
-
-    def _idle(self, stream_id: int) -> bool:
-        """Whether it was never opened. Those with even numbers are ours, and we open none."""
-        return not stream_id % 2 or stream_id > self._last_id
-
-    def _headers(self, stream_id: int, block: Block | None) -> None:
-        if block is None:
-            return
-        ends = bool(self._blocks.flags & END_STREAM)
-        if stream_id <= self._last_id:
-            self._trailers(stream_id, ends)
-            return
-        self._last_id = stream_id
-        if stream_id > self._served_to or len(self.streams) >= self._limits.streams:
-            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "there are too many, or the server leaves")
-        asked = block.request
-        if asked is None:
-            asked = block.request = request.read(stream_id, block.fields)
-        if isinstance(asked, Unfit):
-            block_out = fields.http_status(asked.http_status)
-            self._sender.control(head(len(block_out), HEADERS, END_HEADERS | END_STREAM, stream_id) + block_out)
-            if not ends:
-                self._sender.control(rst_stream(stream_id, ErrorCode.NO_ERROR))
-            return
-        stream = self.streams[stream_id] = Stream(
-            stream_id,
-            Outgoing(stream_id, self._peer_settings.window, self._limits.backlog_bytes),
-            Inbox(
-                MessageReader(self._limits.request_bytes, asked.encoding),
-                self._limits.stream_window_bytes,
-                asked.content_bytes,
-            ),
-            self._sender,
-            self._reset,
-            self._ending,
-        )
-        stream.inbox.ended = ends
-        stream.metadata_bytes = asked.size_bytes
-        self._metadata_held.add(asked.size_bytes)
-        if asked.size_bytes > self._limits.metadata_bytes:
-            text = f"the metadata has {asked.size_bytes} bytes, and {self._limits.metadata_bytes} are taken"
-            stream.finish(fields.status(Code.RESOURCE_EXHAUSTED.value, text))
-            return
-        if not self._metadata_held.fits():
-            stream.finish(self._refusal("metadata", self._metadata_held.why("the metadata of calls")))
-            return
-        if not stream.inbox.as_long_as_said(0, ends=ends):
-            raise _length_fault(stream_id)
-        stream.served = self._begin(self, stream, asked)
-        if ends and stream.served is not None:
-            stream.served.came()
-
-    def _trailers(self, stream_id: int, ends: bool) -> None:
-        """A second header block. gRPC's clients send none."""
-        self._spend(1.0)
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            # Trailers of a stream that is over, which harms none; or a number that was passed over, and a client that
-            # would wait for its answer.
-            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS on a stream that is over, or out of turn")
-        if stream.over:
-            return
-        if stream.inbox.ended:
-            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the stream's end")
-        if not ends:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a second header block is the stream's end")
-        if not stream.inbox.as_long_as_said(0, ends=True):
-            raise _length_fault(stream_id)
-        self._half_close(stream)
+    def _block(self, stream_id: int, block: Block | None) -> None:
+        if block is not None:
+            self._headers(stream_id, block, ends=bool(self._blocks.flags & END_STREAM))
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -336,7 +197,8 @@ class Connection(asyncio.Protocol):
             self._sender.control(window_update(0, self._owed))
             self._owed = 0
         data = unpadded(flags, payload)
-        if not data and not flags & END_STREAM:
+        ends = bool(flags & END_STREAM)
+        if not data and not ends:
             self._spend(1.0)
         stream = self.streams.get(stream_id)
         if stream is None or stream.over:
@@ -346,11 +208,10 @@ class Connection(asyncio.Protocol):
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after the stream's end")
         if size > inbox.window:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the stream's window")
-        if not inbox.as_long_as_said(len(data), ends=bool(flags & END_STREAM)):
-            raise _length_fault(stream_id)
-        if stream.finished:
+        stream.expect(len(data), ends=ends)
+        if not stream.listens:
             # Answered already; what comes meanwhile is of no use.
-            if flags & END_STREAM:
+            if ends:
                 inbox.end()
             return
         before, refused = inbox.unread_bytes, None
@@ -358,27 +219,18 @@ class Connection(asyncio.Protocol):
             inbox.feed(data, size)
         except Unreadable as error:
             refused = error
-        # Before the stream is cut, which takes off all that it has.
-        self._requests_held.add(inbox.unread_bytes - before)
+        # Before the stream is ended, which takes off all that it has.
+        self._unread_held.add(inbox.unread_bytes - before)
         if refused is not None:
-            stream.cut(fields.status(refused.code.value, refused.why))
-            return
-        if inbox.unread_bytes > before and not self._requests_held.fits():
-            stream.cut(self._refusal("unread", self._requests_held.why("requests")))
-            return
-        if flags & END_STREAM:
-            self._half_close(stream)
+            stream.refuse(refused.code, refused.why)
+        elif inbox.unread_bytes > before and not self._unread_held.fits():
+            stream.refuse(Code.RESOURCE_EXHAUSTED, self._refused("unread", self._unread_held.why("messages")))
+        elif ends:
+            stream.ended()
         else:
+            if inbox.messages:
+                stream.came()
             self._credit(stream)
-            if inbox.messages and stream.served is not None:
-                stream.served.came()
-
-    def _half_close(self, stream: Stream) -> None:
-        stream.inbox.end()
-        if stream.inbox.broken_off and not stream.finished:
-            stream.cut(fields.status(Code.INTERNAL.value, "the request ends within a message"))
-        elif stream.served is not None:
-            stream.served.came()
 
     def _widen(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -401,7 +253,7 @@ class Connection(asyncio.Protocol):
         if not self._sender.stream_widened(stream.out, size):
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is too large")
 
-    def _reset_by_client(self, stream_id: int, payload: bytes) -> None:
+    def _reset_came(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a RST_STREAM has four bytes")
         if self._idle(stream_id):
@@ -409,9 +261,8 @@ class Connection(asyncio.Protocol):
         stream = self.streams.get(stream_id)
         if stream is None or stream.over:
             self._spend(1.0)
-            return
-        self._count_reset(stream)
-        self._over(stream)
+        else:
+            self._was_reset(stream, int.from_bytes(payload))
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -419,10 +270,10 @@ class Connection(asyncio.Protocol):
         if len(payload) != 8:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes")
         self._spend(1.0)
-        if not flags & ACK:
+        if flags & ACK:
+            self._answered(payload)
+        else:
             self._sender.control(ping(payload, ACK))
-        elif payload == _HEARD and self._leaving:
-            self._left()
 
     def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._spend(1.0 if flags & ACK else max(_SETTINGS_WEIGHT, len(self.streams) / _STREAMS_A_FRAME))
@@ -438,7 +289,8 @@ class Connection(asyncio.Protocol):
             for stream in self.streams.values():
                 if not stream.over and not self._sender.stream_widened(stream.out, wider):
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
-        self._sender.control(head(0, SETTINGS, ACK, 0))
+        self._sender.control(SETTINGS_ACK)
+        self._settled()
 
     # Budgets.
 
@@ -449,24 +301,19 @@ class Connection(asyncio.Protocol):
             if not self._control.take(weight):
                 raise too_much("too many frames that carry nothing")
 
-    def _count_reset(self, stream: Stream | None) -> None:
-        # CVE-2023-44487, and CVE-2025-8671 where we are made to reset.
-        if (stream is None or not stream.answered) and not self._resets.take():
-            raise too_much("too many streams were given up before they were answered")
-
-    def _refusal(self, kind: str, why: str) -> bytes:
-        """The status of a call that finds no room."""
+    def _refused(self, kind: str, why: str) -> str:
+        """What a call is told that finds no room."""
         self._bounds.refuse(kind, self.peer, why)
-        return fields.status(Code.RESOURCE_EXHAUSTED.value, f"{why}; send less at once, or later")
+        return f"{why}; send less at once, or later"
 
-    def _credit(self, stream: Stream) -> None:
+    def _credit(self, stream: AnyStream) -> None:
         if not stream.over and (size := stream.inbox.credit()):
             self._sender.control(window_update(stream.id, size))
 
-    # Ends.
+    # Ends of streams.
 
     def _fault(self, fault: StreamFault) -> None:
-        """One stream ends by a mistake of its client's."""
+        """One stream ends by a mistake of the other end's."""
         log.info("a stream was refused", extra={"peer": self.peer, "why": fault.why})
         try:
             stream = self.streams.get(fault.stream_id)
@@ -474,114 +321,28 @@ class Connection(asyncio.Protocol):
             if stream is None:
                 self._sender.control(rst_stream(fault.stream_id, fault.code))
             else:
-                self._reset(stream, fault.code)
+                self._blame(stream, fault)
         except ConnectionFault as worse:
             self._fail(worse)
 
-    def _fail(self, fault: ConnectionFault) -> None:
-        log.warning("a connection is closed", extra={"peer": self.peer, "why": fault.why, "code": fault.code.name})
-        self.close(fault.code, fault.why)
+    def _blame(self, stream: AnyStream, fault: StreamFault) -> None:
+        self._reset(stream, fault.code)
 
-    def _reset(self, stream: Stream, code: ErrorCode) -> None:
+    def _reset(self, stream: AnyStream, code: ErrorCode) -> None:
         if not stream.over:
             self._sender.control(rst_stream(stream.id, code))
             self._over(stream)
 
-    def _sent_all(self, stream_id: int) -> None:
-        """The stream's last frame is on its way."""
-        stream = self.streams.get(stream_id)
-        if stream is None or stream.over:
-            return
-        if not stream.inbox.ended:
-            # It need not send the rest.
-            self._sender.control(rst_stream(stream_id, ErrorCode.NO_ERROR))
-        self._over(stream)
-
-    def _over(self, stream: Stream) -> None:
+    def _over(self, stream: AnyStream) -> None:
         """Nothing goes out or comes in on it any more."""
         stream.over = True
-        if stream.lingering is not None:
-            # A timer that is cancelled holds nothing, one that runs all that was asked and said.
-            stream.lingering.cancel()
         self._sender.drop(stream.out)
-        self._requests_held.add(-stream.inbox.unread_bytes)
+        self._unread_held.add(-stream.inbox.unread_bytes)
         stream.inbox.unread_bytes = 0
-        stream.inbox.messages.clear()
-        served = stream.served
-        if served is not None:
-            served.over()
-            if served.running:
-                return  # counted until its handler has ended
-        self._forget(stream)
-
-    def _forget(self, stream: Stream) -> None:
-        """It is over, and nothing runs for it."""
-        # They know each other: neither is to wait for the garbage collector.
-        stream.served = None
-        del self.streams[stream.id]
-        self._metadata_held.add(-stream.metadata_bytes)
-        self._end_if_idle()
-
-    def _ending(self, stream: Stream) -> None:
-        """All was said, and the client has yet to take it."""
-        waits = stream.out.backlog_bytes
-
-        def look() -> None:
-            nonlocal waits
-            if stream.over or self._closed:
-                return
-            if stream.out.backlog_bytes == waits:
-                self._reset(stream, ErrorCode.CANCEL)
-                return
-            waits = stream.out.backlog_bytes
-            stream.lingering = self._loop.call_later(self._limits.linger_s, look)
-
-        stream.lingering = self._loop.call_later(self._limits.linger_s, look)
+        if stream.leave():
+            self._forget(stream)
 
     def _forsake(self) -> None:
         for stream in list(self.streams.values()):
             if not stream.over:
                 self._over(stream)
-
-    def _left(self) -> None:
-        """The client knows that the server leaves."""
-        self._timer.cancel()
-        if self._served_to == LARGEST_STREAM_ID and not self._closed:
-            self._served_to = self._last_id
-            self._sender.control(goaway(self._last_id, ErrorCode.NO_ERROR))
-            self._end_if_idle()
-
-    def _end_if_idle(self) -> None:
-        if self.streams:
-            return
-        if self._disconnected:
-            self._lost(self)
-        elif self._served_to != LARGEST_STREAM_ID and not self._closed:
-            self._closed = True
-            self._hang_up()
-
-    def _hang_up(self) -> None:
-        """What was said is still sent, to a client that takes it within its time."""
-        self._sender.finish()
-        self._transport.close()
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._limits.linger_s, self._transport.abort)
-
-    def _silent(self) -> None:
-        if not self._closed:
-            log.info("a client is gone", extra={"peer": self.peer, "why": "it answers no PING"})
-            self.abort()
-
-    def _not_greeted(self) -> None:
-        if not self._closed:
-            log.info("a connection is closed", extra={"peer": self.peer, "why": "it never began to speak HTTP/2"})
-            self.abort()
-
-    def _unread(self, size: int) -> None:
-        if not self._closed:
-            log.warning("a connection is closed", extra={"peer": self.peer, "why": f"it leaves {size} bytes unread"})
-            self.abort()
-
-
-def _length_fault(stream_id: int) -> StreamFault:
-    return StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "its DATA have not the length that content-length says")

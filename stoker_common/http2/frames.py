@@ -72,11 +72,11 @@ def head(size: int, kind: int, flags: int, stream_id: int) -> bytes:
     return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream_id)
 
 
-def header_frames(block: bytes, flags: int, stream_id: int, most_bytes: int) -> bytes:
-    """A header block: HEADERS, and where it is longer than the peer's frames are, CONTINUATION after it."""
-    if len(block) <= most_bytes:
+def header_frames(block: bytes, flags: int, stream_id: int) -> bytes:
+    """A header block: HEADERS, and where it is longer than what every peer takes in a frame, CONTINUATION after it."""
+    if len(block) <= FIRST_FRAME_BYTES:
         return head(len(block), HEADERS, flags | END_HEADERS, stream_id) + block
-    parts = [block[at : at + most_bytes] for at in range(0, len(block), most_bytes)]
+    parts = [block[at : at + FIRST_FRAME_BYTES] for at in range(0, len(block), FIRST_FRAME_BYTES)]
     return b"".join(
         head(
             len(part),

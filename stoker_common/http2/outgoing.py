@@ -5,16 +5,16 @@ from collections import deque
 
 
 class Outgoing:
-    """Filled by a handler, emptied by the connection's sender as far as the client's windows let it."""
+    """Filled by a call, emptied by the connection's sender as far as the peer's windows let it."""
 
     __slots__ = ("_chunks", "_limit_bytes", "_offset", "_waiters", "backlog_bytes", "ending", "stream_id", "window")
 
     def __init__(self, stream_id: int, window: int, limit_bytes: int) -> None:
         self.stream_id = stream_id
-        # What the client takes of this stream. Below zero after it has made its windows smaller.
+        # What the peer takes of this stream. Below zero after it has made its windows smaller.
         self.window = window
         self.backlog_bytes = 0
-        # The header block that ends the stream, once its backlog is out.
+        # The frames that end the stream, once its backlog is out.
         self.ending: bytes | None = None
         self._limit_bytes = limit_bytes
         self._chunks: deque[bytes] = deque()
@@ -23,7 +23,7 @@ class Outgoing:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits that its handler should, too."""
+        """Whether so much waits that whoever fills it should, too."""
         return self.backlog_bytes > self._limit_bytes
 
     def add(self, *chunks: bytes) -> None:

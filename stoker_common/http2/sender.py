@@ -9,14 +9,12 @@ from typing import Protocol
 
 from stoker_common.http2.frames import (
     DATA,
-    END_STREAM,
     FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
     HEAD_BYTES,
     LARGEST_WINDOW_BYTES,
     MESSAGE_PREFIX_BYTES,
     head,
-    header_frames,
     message_head,
     message_prefix,
 )
@@ -95,10 +93,6 @@ class Sender:
             self._scheduled = True
             self._soon(self._flush)
 
-    def headers(self, stream_id: int, block: bytes) -> None:
-        """An answer's first header block."""
-        self.control(header_frames(block, 0, stream_id, self._frame_bytes))
-
     def message(self, stream: Outgoing, message: bytes) -> bool:
         """A message of a stream's. Runs once a token. False, and it is not sent, where too much waits already."""
         size = len(message) + MESSAGE_PREFIX_BYTES
@@ -136,16 +130,16 @@ class Sender:
         """Whether the handler of this one should wait, because of what waits in all: half of what may."""
         return stream.backlog_bytes > 0 and not self._unsent.fits(self._unsent.held_bytes)
 
-    def end(self, stream: Outgoing, block: bytes, *, waits: bool = True) -> None:
-        """The header block that ends a stream, once all before it is out. `waits`: not beside a full socket."""
+    def end(self, stream: Outgoing, frames: bytes, *, waits: bool = True) -> None:
+        """The frames that end a stream, once all before them is out. `waits`: not beside a full socket."""
         if stream.backlog_bytes:
-            stream.ending = block
+            stream.ending = frames
         elif self._paused and waits:
             # Kept with its stream, of which there are only so many, not with what a full socket holds up.
-            stream.ending = block
+            stream.ending = frames
             self._ending[stream.stream_id] = stream
         else:
-            self._end(stream.stream_id, block)
+            self._end(stream.stream_id, frames)
 
     def drop(self, stream: Outgoing) -> None:
         """The stream is over, whatever waits of it."""
@@ -193,9 +187,7 @@ class Sender:
     def finish(self) -> None:
         """Hand over what there is, as the last of the connection."""
         if not self._stopped:
-            for stream_id, stream in self._ending.items():
-                if stream.ending is not None:
-                    self._out.append(header_frames(stream.ending, END_STREAM, stream_id, self._frame_bytes))
+            self._out.extend(stream.ending for stream in self._ending.values() if stream.ending is not None)
             self._flush_out()
         self.stop()
 
@@ -263,8 +255,8 @@ class Sender:
             elif stream.window > 0:
                 ready[stream_id] = stream
 
-    def _end(self, stream_id: int, block: bytes) -> None:
-        self.control(header_frames(block, END_STREAM, stream_id, self._frame_bytes))
+    def _end(self, stream_id: int, frames: bytes) -> None:
+        self.control(frames)
         self._ended(stream_id)
 
     def _make_ready(self, stream: Outgoing) -> None:

@@ -15,13 +15,13 @@ from stoker_common.clock import Clock
 from stoker_common.http2 import fields, sockets
 from stoker_common.http2.bounds import Bounds
 from stoker_common.http2.call import Call
-from stoker_common.http2.connection import Connection
 from stoker_common.http2.frames import ErrorCode
 from stoker_common.http2.limits import Limits
 from stoker_common.http2.messages import KNOWN_ENCODINGS
 from stoker_common.http2.pacer import Pacer
 from stoker_common.http2.request import Request
-from stoker_common.http2.stream import Served, Stream
+from stoker_common.http2.server_connection import ServerConnection
+from stoker_common.http2.server_stream import Served, ServerStream
 from stoker_common.refusal import Code
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Http2Server(grpc.aio.Server):
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._pacer: Pacer | None = None
-        self._connections: set[Connection] = set()
+        self._connections: set[ServerConnection] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._stop_now = asyncio.Event()
@@ -133,9 +133,9 @@ class Http2Server(grpc.aio.Server):
 
     def protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
         """What speaks on a connection that was accepted."""
-        return Connection(self._begin, self._limits, self.bounds, loop, self._made, self._lost)
+        return ServerConnection(self._begin, self._limits, self.bounds, loop, self._made, self._lost)
 
-    def _made(self, connection: Connection) -> None:
+    def _made(self, connection: ServerConnection) -> None:
         if self._stopping:
             # Accepted while the listener closed.
             connection.close()
@@ -146,12 +146,12 @@ class Http2Server(grpc.aio.Server):
         self._connections.add(connection)
         self._quiet.clear()
 
-    def _lost(self, connection: Connection) -> None:
+    def _lost(self, connection: ServerConnection) -> None:
         self._connections.discard(connection)
         if not self._connections:
             self._quiet.set()
 
-    def _begin(self, connection: Connection, stream: Stream, request: Request) -> Served | None:
+    def _begin(self, connection: ServerConnection, stream: ServerStream, request: Request) -> Served | None:
         handler = self._registered.get(request.path) or self._found(request)
         if handler is None:
             stream.finish(fields.status(Code.UNIMPLEMENTED.value, "Method not found!"))

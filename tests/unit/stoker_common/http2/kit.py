@@ -11,7 +11,6 @@ from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, Stream
 from h2.settings import SettingCodes
 
 from stoker_common import wire
-from stoker_common.http2.connection import Connection
 from stoker_common.http2.frames import (
     FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
@@ -25,6 +24,7 @@ from stoker_common.http2.limits import Limits
 from stoker_common.http2.messages import MessageReader
 from stoker_common.http2.reader import Frame, FrameReader
 from stoker_common.http2.server import Http2Server
+from stoker_common.http2.server_connection import ServerConnection
 from tests.fakes.virtual_loop import VirtualLoop
 
 # Turns of the loop in which whatever was woken has done what it can.
@@ -167,7 +167,7 @@ class Client:
 
     def __init__(self, server: Http2Server, *, greet: bool = True, window: int = FIRST_WINDOW_BYTES) -> None:
         made = server.protocol(asyncio.get_running_loop())
-        assert isinstance(made, Connection)
+        assert isinstance(made, ServerConnection)
         self.connection = made
         self.transport = Transport(made)
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))

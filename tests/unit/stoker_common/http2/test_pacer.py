@@ -53,7 +53,7 @@ def test_a_stream_whose_part_cannot_be_sent_ends_and_the_others_go_on(monkeypatc
         assert client.status(streams[1]) == INTERNAL
         assert set(client.connection.streams) == {streams[0], streams[2]}
 
-    from stoker_common.http2.stream import Stream
+    from stoker_common.http2.server_stream import ServerStream
 
-    send = Stream.send
+    send = ServerStream.send
     run(test)
