@@ -81,7 +81,7 @@ class Links:
             session.goodbye(reason, grace_s)
 
     async def _attach(self, _: object, context: wire.Context) -> None:
-        async with wire.guard(context, f"{SERVICE}/Attach"):
+        async with wire.Guard(context, f"{SERVICE}/Attach"):
             session = LinkSession(
                 context,
                 self._generator,

@@ -9,7 +9,7 @@ from stoker_common import tracing
 from stoker_common.fold import Fold
 from stoker_common.refusal import invalid
 from stoker_common.tickets import METADATA_KEY
-from stoker_common.wire import Context, guard, parse, service, unary_unary
+from stoker_common.wire import Context, Guard, parse, service, unary_unary
 
 INFERENCE = "stoker.v1.InferenceService"
 
@@ -42,7 +42,7 @@ class InferenceService:
 
     async def _stream(self, data: bytes, context: Context) -> None:
         # Not a generator: a deadline must find its own scope around every await, also that for a slow reader.
-        async with guard(context, f"{INFERENCE}/GenerateStream"):
+        async with Guard(context, f"{INFERENCE}/GenerateStream"):
             request = parse(inference_pb2.GenerateStreamRequest, data)
             _require(request.HasField("generation"))
             async with writing(context.write) as out:

@@ -61,7 +61,7 @@ class ClientLinks:
             link.goodbye()
 
     async def _attach(self, _: object, context: wire.Context) -> None:
-        async with wire.guard(context, f"{SERVICE}/Attach"):
+        async with wire.Guard(context, f"{SERVICE}/Attach"):
             if self._leaving:
                 raise _leaves()
             link = ClientLink(context, self._entry, self._clock)

@@ -8,12 +8,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from discovery.endpoint import Endpoint
-from router.accounting import failing, over
+from router.accounting import failed, over
 from router.dispatch import Dispatch
 from router.errors import EndpointError
 from router.flight import Flight
 from router.learned import Learned
-from router.messages import pick
 from router.metrics import RouterMetrics
 from router.reservations import Reservation, Reservations
 from router.router import Router
@@ -123,7 +122,7 @@ class Direct:
             zone=endpoint.zone,
             epoch=endpoint.epoch,
             ticket=ticket,
-            pick=pick(chosen, flight.tries[-1].expected),
+            pick=flight.tries[-1].pick,
             request_id=generation.request_id,
             resume_mode=asked.resume.mode if asked.HasField("resume") else endpoint_pb2.RESUME_MODE_UNSPECIFIED,
             reservation=reservation.id,
@@ -135,9 +134,9 @@ class Direct:
     def _refused(self, flight: Flight) -> Iterator[None]:
         """Around what leads to a reservation: who gets none is told of as any request that failed."""
         try:
-            with failing(flight):
-                yield
-        except BaseException:
+            yield
+        except BaseException as error:
+            failed(flight, error)
             over(flight, self._metrics, direct="refused")
             raise
 

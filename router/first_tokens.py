@@ -80,7 +80,8 @@ class Line:
         while len(points) > _LEAST_POINTS and points[0].at_s < point.at_s - _HALF_LIFE_S:
             points.popleft()
         self.per_token_ms = self._line.slope_toward(usual_ms_per_token)
-        self.base_ms = max(0.0, median(each.took_ms - self.per_token_ms * each.tokens for each in points))
+        per_token_ms = self.per_token_ms
+        self.base_ms = max(0.0, median([each.took_ms - per_token_ms * each.tokens for each in points]))
 
     def split(self, rest_ms: float, queue_ms: float | None) -> None:
         """What an engine said of one of them."""

@@ -13,7 +13,7 @@ from router.calibration import Sample
 from router.errors import EndpointError, Fault
 from router.first_tokens import NOTHING_EXPECTED, Expectation
 from router.policy import Chosen
-from stoker.v1 import endpoint_pb2, inference_pb2
+from stoker.v1 import endpoint_pb2, inference_pb2, pick_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import Code
 from stoker_common.resuming import Exactness, Mode, exactness
@@ -39,6 +39,14 @@ class Try:
     resume_mode: Mode = endpoint_pb2.RESUME_MODE_UNSPECIFIED
     exactness: Exactness = inference_pb2.EXACTNESS_UNSPECIFIED
     numerics_class: str = ""
+    _pick: pick_pb2.Pick | None = None
+
+    @property
+    def pick(self) -> pick_pb2.Pick:
+        """Why the server was chosen, as the API tells it: with the first part, and with the last."""
+        if self._pick is None:
+            self._pick = messages.pick(self.chosen, self.expected)
+        return self._pick
 
 
 @dataclass(slots=True)
@@ -165,7 +173,7 @@ class Flight:
             duration=lasted,
             resume_mode=attempt.resume_mode,
             tokens=attempt.tokens,
-            pick=messages.pick(attempt.chosen, attempt.expected),
+            pick=attempt.pick,
         )
         if attempt.waited_ms is not None:
             told.first_token.FromNanoseconds(int(attempt.waited_ms * 1e6))

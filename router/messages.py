@@ -53,10 +53,11 @@ def calibration(of: Figures, learned: Line | None) -> router_pb2.Calibration:
     return told
 
 
-def with_pick(data: bytes, chosen: Chosen, expected: Expectation) -> bytes:
+def with_pick(data: bytes, why: pick_pb2.Pick) -> bytes:
     """The first part, which now says why its server was chosen."""
-    started = inference_pb2.Started(pick=pick(chosen, expected))
-    return data + inference_pb2.GenerateStreamResponse(started=started).SerializeToString()
+    response = inference_pb2.GenerateStreamResponse()
+    response.started.pick.CopyFrom(why)
+    return data + response.SerializeToString()
 
 
 def without_started(part: inference_pb2.GenerateStreamResponse) -> bytes:

@@ -1,7 +1,7 @@
 """The router's metrics. Labels are bounded: models that servers listed, zones, servers, reasons from the code."""
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,7 +15,7 @@ from router.ledger import NOTHING, Ledger
 from stoker_common.clock import Clock
 from stoker_common.metrics import ITL_BUCKETS_S, TTFT_BUCKETS_S
 
-M = TypeVar("M", Counter, Histogram)
+K = TypeVar("K", bound=tuple[str, ...])
 
 # Right within a quarter is between 0.75 and 1.25.
 TERM_KINDS = ("predicted", "actual", "off")
@@ -102,24 +102,27 @@ class RouterMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._children: dict[tuple[object, ...], Any] = {}
+        # By their labels: finding one among its family's costs as much as counting with it, or more.
+        self._requests: dict[tuple[str, str, str], Counter] = {}
+        self._prompts: dict[str, _Prompts] = {}
+        self._answers: dict[tuple[str, str], _Answers] = {}
+        self._predictions: dict[str, Histogram] = {}
+        self._picks: dict[tuple[str, str], Counter] = {}
 
     def observe(self, flight: Flight) -> None:
         """A request is over."""
-        zone = flight.tries[-1].zone if flight.tries else ""
-        self._child(self.requests, flight.model, zone, flight.outcome).inc()
+        model, zone = flight.model, flight.tries[-1].zone if flight.tries else ""
+        _child(self._requests, self.requests, (model, zone, flight.outcome)).inc()
         if flight.prompt_tokens:
-            found, expected = flight.cached_tokens, flight.expected_cached_tokens
-            tokens = {
-                "prompt": flight.prompt_tokens,
-                "expected": expected,
-                "found": found,
-                "off": abs(found - expected),
-            }
-            for kind, count in tokens.items():
-                self._child(self.cached_tokens, flight.model, kind).inc(count)
+            prompts = self._prompts.get(model)
+            if prompts is None:
+                prompts = self._prompts[model] = _Prompts(self.cached_tokens, model)
+            prompts.observe(flight)
         if flight.waited_ms is not None and flight.predicted_ms > 0:
-            self._child(self.prediction, zone).observe(flight.waited_ms / flight.predicted_ms)
+            ratio = self._predictions.get(zone)
+            if ratio is None:
+                ratio = self._predictions[zone] = self.prediction.labels(zone)
+            ratio.observe(flight.waited_ms / flight.predicted_ms)
         if flight.sample is not None:
             for name, term in flight.sample.terms.items():
                 predicted, actual, off = self._terms[name]
@@ -127,23 +130,61 @@ class RouterMetrics:
                 predicted.inc(max(0.0, term.predicted_ms))
                 actual.inc(max(0.0, term.actual_ms))
                 off.inc(abs(term.predicted_ms - term.actual_ms))
-        if flight.ttft_s is not None:
-            self._child(self.ttft, flight.model, zone).observe(flight.ttft_s)
-            self._child(self.tokens, flight.model, zone).inc(flight.tokens)
-        if flight.itl_s is not None:
-            self._child(self.itl, flight.model, zone).observe(flight.itl_s)
-            self._child(self.longest_gap, flight.model, zone).observe(flight.longest_gap_s)
+        if flight.first_token_s is not None:
+            answers = self._answers.get((model, zone))
+            if answers is None:
+                answers = self._answers[model, zone] = _Answers(self, model, zone)
+            answers.observe(flight)
 
     def picked(self, zone: str, reason: str) -> None:
         """A server was chosen."""
-        self._child(self.picks, zone, reason).inc()
+        _child(self._picks, self.picks, (zone, reason)).inc()
 
-    def _child(self, family: M, *labels: str) -> M:
-        """The metric of these labels: finding one among its family's costs as much as counting with it, or more."""
-        child: M | None = self._children.get((family, *labels))
-        if child is None:
-            child = self._children[family, *labels] = family.labels(*labels)
-        return child
+
+class _Prompts:
+    """What is counted of the prompts of one model."""
+
+    __slots__ = ("_expected", "_found", "_off", "_prompt")
+
+    def __init__(self, tokens: Counter, model: str) -> None:
+        self._prompt, self._expected, self._found, self._off = (
+            tokens.labels(model, kind) for kind in ("prompt", "expected", "found", "off")
+        )
+
+    def observe(self, flight: Flight) -> None:
+        found, expected = flight.cached_tokens, flight.expected_cached_tokens
+        self._prompt.inc(flight.prompt_tokens)
+        if found or expected:
+            self._expected.inc(expected)
+            self._found.inc(found)
+            self._off.inc(abs(found - expected))
+
+
+class _Answers:
+    """What is counted of the answers of one model in one zone."""
+
+    __slots__ = ("_itl", "_longest_gap", "_tokens", "_ttft")
+
+    def __init__(self, metrics: RouterMetrics, model: str, zone: str) -> None:
+        self._ttft, self._itl, self._longest_gap = (
+            family.labels(model, zone) for family in (metrics.ttft, metrics.itl, metrics.longest_gap)
+        )
+        self._tokens = metrics.tokens.labels(model, zone)
+
+    def observe(self, flight: Flight) -> None:
+        if (ttft_s := flight.ttft_s) is not None:
+            self._ttft.observe(ttft_s)
+            self._tokens.inc(flight.tokens)
+        if (itl_s := flight.itl_s) is not None:
+            self._itl.observe(itl_s)
+            self._longest_gap.observe(flight.longest_gap_s)
+
+
+def _child(known: dict[K, Counter], family: Counter, labels: K) -> Counter:
+    child = known.get(labels)
+    if child is None:
+        child = known[labels] = family.labels(*labels)
+    return child
 
 
 class FleetCollector(Collector):

@@ -1,8 +1,8 @@
 """The router's loop: admit, pick, attempt; when an endpoint fails go on with another; account for all of it."""
 
 import random
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,7 +11,7 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from discovery.endpoint import Endpoint
-from router.accounting import failing, over
+from router.accounting import Flying
 from router.admission import Admission, Ask
 from router.attempt import Metadata, Transport
 from router.dispatch import Dispatch
@@ -92,7 +92,7 @@ class Router:
         self._write_ticket = ticket
         self.running = Running()
 
-    async def generate(
+    def generate(
         self,
         generation: generation_pb2.Generation,
         deadline_s: float | None,
@@ -106,12 +106,7 @@ class Router:
         Closing the generator cancels the request and aborts what runs for it. Raises Refusal.
         """
         flight = Flight(generation.request_id, self._clock)
-        with self._flying(flight, generation.model, parent):
-            request = self.picks.describe(generation)
-            flight.model = request.model
-            async with aclosing(self._failover(request, generation, flight, deadline_s, sink)) as parts:
-                async for data in parts:
-                    yield data
+        return self._failover(generation, flight, deadline_s, parent, sink)
 
     async def pick(
         self,
@@ -152,71 +147,74 @@ class Router:
 
     async def _failover(
         self,
-        request: Request,
         generation: generation_pb2.Generation,
         flight: Flight,
         deadline_s: float | None,
+        parent: Context,
         sink: Sink | None,
     ) -> AsyncGenerator[bytes, None]:
         """Try endpoints until one has answered to the end or nothing is left to try.
 
         Before the first part, a failed request is sent elsewhere as it is; after it, as what is still to come.
         """
-        tried: set[Key] = set()
-        # Not to be asked again while there are others, but no way to be ruled out: what was full, draining or in
-        # maintenance, and what the stream was moved off by suspicion after it had got on there.
-        willing_later: set[Key] = set()
-        priced, asked, counted, outbid = request, generation, 0, 0
-        failure: EndpointError | None = None
-        if generation.HasField("resume"):
-            # A client that lost its router goes on here.
-            flight.transcript = Transcript.of(generation.resume)
-            tried = self.onward.avoided(generation.resume.servers_tried)
-        while True:
-            if flight.transcript.started or generation.HasField("resume"):
-                priced, chosen, asked = await self.onward.choose(
-                    request, generation, flight, tried, willing_later, failure, deadline_s
-                )
-            else:
-                ask = Ask(request, generation.priority, deadline_s, tried)
-                ask = self._ask_anew(ask, tried, counted, failure)
-                pick = partial(self.picks.choose_hot, request, tried)
-                first = self._admission.at_once(ask, pick)
-                if first is None:
-                    async with aclosing(self._admission.wait(ask, pick)) as news:
-                        async for each in news:
-                            if isinstance(each, Chosen):
-                                first = each
-                            else:
-                                yield inference_pb2.GenerateStreamResponse(progress=each).SerializeToString()
-                if first is None:
-                    raise self.picks.nothing_left(request, failure)
-                chosen = first
-            key = chosen.candidate.holder.member.key
-            tried.add(key)
-            try:
-                attempt = self._attempt(priced, generation, asked, chosen, flight, deadline_s, sink, outbid)
-                async with aclosing(attempt) as parts:
-                    async for data in parts:
-                        yield data
-                return
-            except EndpointError as error:
-                if not error.fault.retryable:
-                    raise error.refusal from error
-                failure = error
-                willing_later.discard(key)  # it was busy before; what it is now counts
-                if error.fault is Fault.BUSY:
-                    willing_later.add(key)
-                    self._admission.rooms.refused(key, error.refusal)
-                elif error.fault in (Fault.MOVED, Fault.OUTBID):
-                    tried.discard(key)
-                elif error.suspicion and flight.tries[-1].tokens:
-                    willing_later.add(key)  # each return needs tokens of the last stay, so this ends
-                outbid += error.fault is Fault.OUTBID
-                counted += error.fault not in _DID_NOTHING
-                self._metrics.failovers.labels(
-                    error.fault.value, "resume" if flight.transcript.started else "retry"
-                ).inc()
+        with Flying(flight, generation.model, parent, self._metrics, self._traces):
+            request = self.picks.describe(generation)
+            flight.model = request.model
+            tried: set[Key] = set()
+            # Not to be asked again while there are others, but no way to be ruled out: what was full, draining or in
+            # maintenance, and what the stream was moved off by suspicion after it had got on there.
+            willing_later: set[Key] = set()
+            priced, asked, counted, outbid = request, generation, 0, 0
+            failure: EndpointError | None = None
+            if generation.HasField("resume"):
+                # A client that lost its router goes on here.
+                flight.transcript = Transcript.of(generation.resume)
+                tried = self.onward.avoided(generation.resume.servers_tried)
+            while True:
+                if flight.transcript.started or generation.HasField("resume"):
+                    priced, chosen, asked = await self.onward.choose(
+                        request, generation, flight, tried, willing_later, failure, deadline_s
+                    )
+                else:
+                    ask = Ask(request, generation.priority, deadline_s, tried)
+                    ask = self._ask_anew(ask, tried, counted, failure)
+                    pick = partial(self.picks.choose_hot, request, tried)
+                    first = self._admission.at_once(ask, pick)
+                    if first is None:
+                        async with aclosing(self._admission.wait(ask, pick)) as news:
+                            async for each in news:
+                                if isinstance(each, Chosen):
+                                    first = each
+                                else:
+                                    yield inference_pb2.GenerateStreamResponse(progress=each).SerializeToString()
+                    if first is None:
+                        raise self.picks.nothing_left(request, failure)
+                    chosen = first
+                key = chosen.candidate.holder.member.key
+                tried.add(key)
+                try:
+                    attempt = self._attempt(priced, generation, asked, chosen, flight, deadline_s, sink, outbid)
+                    async with aclosing(attempt) as parts:
+                        async for data in parts:
+                            yield data
+                    return
+                except EndpointError as error:
+                    if not error.fault.retryable:
+                        raise error.refusal from error
+                    failure = error
+                    willing_later.discard(key)  # it was busy before; what it is now counts
+                    if error.fault is Fault.BUSY:
+                        willing_later.add(key)
+                        self._admission.rooms.refused(key, error.refusal)
+                    elif error.fault in (Fault.MOVED, Fault.OUTBID):
+                        tried.discard(key)
+                    elif error.suspicion and flight.tries[-1].tokens:
+                        willing_later.add(key)  # each return needs tokens of the last stay, so this ends
+                    outbid += error.fault is Fault.OUTBID
+                    counted += error.fault not in _DID_NOTHING
+                    self._metrics.failovers.labels(
+                        error.fault.value, "resume" if flight.transcript.started else "retry"
+                    ).inc()
 
     def _ask_anew(self, ask: Ask, tried: set[Key], counted: int, failure: EndpointError | None) -> Ask:
         """How to ask for a server for a request of which nothing went out yet. Raises Refusal if it may not again."""
@@ -278,7 +276,7 @@ class Router:
                         data = part.data
                         if dispatch.received(part):
                             # The client was told once how its stream started.
-                            data = without_started(part.message) if resumed else with_pick(data, chosen, this.expected)
+                            data = without_started(part.message) if resumed else with_pick(data, this.pick)
                         if finished:
                             dispatch.finished(part.message)
                             if this.waited_ms is not None:
@@ -291,21 +289,6 @@ class Router:
     def _ticket(self, asked: generation_pb2.Generation, endpoint: Endpoint) -> Metadata:
         ticket = self._write_ticket(asked, endpoint)
         return ((METADATA_KEY, ticket),) if ticket else ()
-
-    @contextmanager
-    def _flying(self, flight: Flight, model: str, parent: Context) -> Iterator[None]:
-        """Around a whole request: its span, its metrics, its line in the log, however it ends."""
-        about = {"stoker.request_id": flight.request_id, "stoker.model": model}
-        with (
-            self._metrics.in_flight.track_inprogress(),
-            self._traces.span("router.generate", parent=parent, kind=SpanKind.SERVER, attributes=about),
-        ):
-            try:
-                with failing(flight):
-                    yield
-                flight.outcome = "ok"
-            finally:
-                over(flight, self._metrics)
 
 
 def _about(chosen: Chosen) -> dict[str, AttributeValue]:

@@ -1,7 +1,6 @@
 """The attempts under way, by endpoint, so that an endpoint can be emptied."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.errors import EndpointError
@@ -28,30 +27,42 @@ class Attempt:
         return 0 if waiting is None or self.passed_on is None else self.passed_on() + waiting
 
 
+class Runs:
+    """A context: the attempt is one of those under way on `key`. Gives what interrupts it."""
+
+    __slots__ = ("_all", "_attempt", "_key")
+
+    def __init__(self, attempts: dict[Key, set[Attempt]], key: Key, attempt: Attempt) -> None:
+        self._all = attempts
+        self._key = key
+        self._attempt = attempt
+
+    def __enter__(self) -> Interrupt:
+        self._all.setdefault(self._key, set()).add(self._attempt)
+        return self._attempt.interrupt
+
+    def __exit__(self, *_: object) -> None:
+        attempts = self._all[self._key]
+        attempts.discard(self._attempt)
+        if not attempts:
+            del self._all[self._key]
+
+
 class Running:
     """All attempts of this router. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._attempts: dict[Key, set[Attempt]] = {}
 
-    @contextmanager
     def attempt(
         self,
         key: Key,
         generation: generation_pb2.Generation,
         transcript: Transcript,
         passed_on: Callable[[], int] | None = None,
-    ) -> Iterator[Interrupt]:
+    ) -> "Runs":
         """An attempt on `key`, for as long as the block runs."""
-        attempt = Attempt(generation, transcript, passed_on)
-        attempts = self._attempts.setdefault(key, set())
-        attempts.add(attempt)
-        try:
-            yield attempt.interrupt
-        finally:
-            attempts.discard(attempt)
-            if not attempts:
-                self._attempts.pop(key, None)
+        return Runs(self._attempts, key, Attempt(generation, transcript, passed_on))
 
     def on(self, key: Key) -> int:
         """How many are under way on an endpoint."""

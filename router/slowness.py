@@ -35,6 +35,9 @@ class Slowness(Generic[K]):
 
     def slow(self, key: K, now_s: float) -> bool:
         """Whether the endpoint is far slower than predicted, and than the others within the same time."""
+        came = self._late.get(key)
+        if not came or came[-1][1] < FAR:
+            return False  # as nearly all are: only who comes late makes an endpoint slower than it was
         own = self._lateness(key, now_s)
         if own is None or own < FAR:
             return False

@@ -23,13 +23,17 @@ class _Growing:
         self._token_ids.extend(delta.token_ids)
         if delta.logprobs:
             self._output.logprobs.extend(delta.logprobs)
+        # What stopped an output comes with why it ended.
         if delta.finish_reason:
-            self._output.finish_reason = delta.finish_reason
-        stopped_by = delta.WhichOneof("stopped_by")
+            self._ended(delta)
+
+    def _ended(self, last: Delta) -> None:
+        self._output.finish_reason = last.finish_reason
+        stopped_by = last.WhichOneof("stopped_by")
         if stopped_by == "stop_string":
-            self._output.stop_string = delta.stop_string
+            self._output.stop_string = last.stop_string
         elif stopped_by == "stop_token_id":
-            self._output.stop_token_id = delta.stop_token_id
+            self._output.stop_token_id = last.stop_token_id
 
     def output(self) -> Output:
         output = Output(index=self._output.index, text="".join(self._texts), token_ids=self._token_ids)

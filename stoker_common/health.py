@@ -13,7 +13,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from stoker_common.refusal import not_found
-from stoker_common.wire import Context, guard, parse, serialise, service, unary_unary
+from stoker_common.wire import Context, Guard, parse, serialise, service, unary_unary
 
 SERVICE = "grpc.health.v1.Health"
 # What the protocol calls the server as a whole.
@@ -59,7 +59,7 @@ class Health:
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def _watch(self, data: bytes, context: Context) -> None:
-        async with guard(context, f"{SERVICE}/Watch"):
+        async with Guard(context, f"{SERVICE}/Watch"):
             name = parse(health_pb2.HealthCheckRequest, data).service
             told: int | None = None
             while True:

@@ -27,8 +27,9 @@ def check_name(path: str, text: str, most_bytes: int) -> None:
     if not text:
         raise invalid(path, "is missing; give a name")
     check_size(path, text, most_bytes)
-    bad = next((character for character in text if character.isspace() or not character.isprintable()), None)
-    if bad is not None:
+    # Of what can be printed a blank alone is white space.
+    if not text.isprintable() or " " in text:
+        bad = next(character for character in text if character.isspace() or not character.isprintable())
         raise invalid(path, f"has the character U+{ord(bad):04X}; names have printable characters and no white space")
     if any(segment in ("", ".", "..") for segment in text.replace("\\", "/").split("/")):
         raise invalid(path, "has an empty segment, '.' or '..' between slashes; give a name such as 'org/model@1'")

@@ -81,7 +81,8 @@ class _Untraced:
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> Span:
-        if self._parent is not None:
+        # Mostly nobody has sent a trace, and none is there to be hidden.
+        if self._parent is not None and (self._parent or otel_context.get_current()):
             self._token = otel_context.attach(self._parent)
         return trace.INVALID_SPAN
 
@@ -115,7 +116,7 @@ def configure(
 
 def inject() -> tuple[tuple[str, str], ...]:
     """The current span as gRPC metadata for a call, empty if there is none."""
-    if not trace.get_current_span().get_span_context().is_valid:
+    if not otel_context.get_current() or not trace.get_current_span().get_span_context().is_valid:
         return ()
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)

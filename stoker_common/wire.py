@@ -1,10 +1,10 @@
 """Our gRPC handlers: requests arrive as bytes and are parsed here, and what goes wrong becomes a status here, once."""
 
-import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -38,7 +38,9 @@ def parse(message_type: type[Request], data: bytes) -> Request:
     except DecodeError as error:
         text = f"the request is not a {name}: its {len(data)} bytes cannot be parsed; send a serialised {name}"
         raise Refusal(Code.INVALID_ARGUMENT, text, reason="NOT_PARSEABLE") from error
-    check_single_forms(message_type, data)
+    # Of a prompt given twice the message has the last one only, and written again it is shorter. Mostly it is not.
+    if message.ByteSize() != len(data):
+        check_single_forms(message_type, data)
     return message
 
 
@@ -47,27 +49,36 @@ def serialise(response: Response) -> bytes:
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 
-@asynccontextmanager
-async def guard(context: Context, method: str) -> AsyncIterator[None]:
+class Guard:
     """End the call of `method` with a status if the body raises; refuse it if its deadline has passed already.
 
     A Refusal, also inside an exception group, becomes its status. Any other exception becomes INTERNAL with an id
     under which the log has its traceback. Cancellation and gRPC's own exceptions (an abort among them) pass.
     """
-    try:
+
+    __slots__ = ("_context", "_method")
+
+    def __init__(self, context: Context, method: str) -> None:
+        self._context = context
+        self._method = method
+
+    async def __aenter__(self) -> None:
         # The stubs say float, and it is None without a deadline.
-        remaining_s: float | None = context.time_remaining()
+        remaining_s: float | None = self._context.time_remaining()
         if remaining_s is not None and remaining_s <= 0:
-            raise deadline_exceeded("the deadline had passed when the call arrived; allow more time")
-        yield
-    except (asyncio.CancelledError, grpc.aio.BaseError):
-        raise
-    except Exception as error:
+            late = deadline_exceeded("the deadline had passed when the call arrived; allow more time")
+            await abort(self._context, late)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, grpc.aio.BaseError):
+            return False
         if _peer_went(error):
             # A link's writer may find that out before gRPC cancels the call. Nobody is left to be told.
-            log.info("the peer went while it was written to", extra={"method": method})
-            return
-        await abort(context, refusal_of(error, method))
+            log.info("the peer went while it was written to", extra={"method": self._method})
+            return True
+        await abort(self._context, refusal_of(error, self._method))
 
 
 def _peer_went(error: BaseException) -> bool:
@@ -86,7 +97,7 @@ def unary_unary(method: Unary[Request], request_type: type[Request]) -> "Handler
     """A handler that answers once."""
 
     async def handle(data: bytes, context: Context) -> bytes:
-        async with guard(context, method.__qualname__):
+        async with Guard(context, method.__qualname__):
             return serialise(await method(parse(request_type, data), context))
         raise AssertionError("guard let an exception vanish")
 
@@ -101,7 +112,7 @@ def unary_stream(method: ServerStream[Request], request_type: type[Request]) -> 
     """
 
     async def handle(data: bytes, context: Context) -> None:
-        async with guard(context, method.__qualname__):
+        async with Guard(context, method.__qualname__):
             async with aclosing(method(parse(request_type, data), context)) as parts:
                 async for part in parts:
                     await context.write(serialise(part))

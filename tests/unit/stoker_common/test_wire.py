@@ -33,7 +33,7 @@ async def guarded(*failures: Exception) -> grpc.StatusCode | None:
         raise with_error
 
     try:
-        async with wire.guard(cast(Any, context), "Attach"), asyncio.TaskGroup() as tasks:
+        async with wire.Guard(cast(Any, context), "Attach"), asyncio.TaskGroup() as tasks:
             for each in failures:
                 tasks.create_task(fail(each))
     except grpc.aio.AbortError:
