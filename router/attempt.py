@@ -1,6 +1,7 @@
 """How a request reaches an endpoint: the interface behind which calls, and later links, sit."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from discovery.endpoint import Endpoint, Load, Residency
@@ -42,22 +43,27 @@ class Part:
         return self._message
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one try asks of an endpoint. `timeout_s`: what is left of the caller's deadline.
+
+    `interrupt` ends it from outside. While the next part is waited for, output may go to `relay` instead, in order; a
+    transport that does not count tokens as they come leaves it alone.
+    """
+
+    endpoint: Endpoint
+    generation: generation_pb2.Generation
+    timeout_s: float | None = None
+    metadata: Metadata = ()
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    relay: Relay | None = None
+
+
 class Transport(Protocol):
     """The way to endpoints. One for all of them."""
 
-    def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
-        """Generate there. Closing the generator aborts the generation on the endpoint, and so does `interrupt`.
-
-        While the next part is waited for, output may go to `relay` instead, in order. A transport that does not count
-        tokens as they come leaves it alone.
+    def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        """Generate. Closing the generator aborts the generation on the endpoint, and so does the attempt's interrupt.
 
         Raises EndpointError, whose fault says what the failure tells of the endpoint.
         """

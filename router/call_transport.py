@@ -9,13 +9,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from discovery.endpoint import Endpoint, Residency
 from discovery.messages import seconds
-from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Attempt, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.errors import EndpointError, Fault, endpoint_error
-from router.interrupt import Interrupt
 from router.ledger import Key
 from stoker.v1 import (
     endpoint_pb2,
-    generation_pb2,
     inference_pb2,
     model_pb2,
     model_pb2_grpc,
@@ -24,7 +22,6 @@ from stoker.v1 import (
 )
 from stoker_common import status
 from stoker_common.channel import MAX_REQUEST_BYTES, client_options
-from stoker_common.link.stream import Relay
 from stoker_common.refusal import exhausted
 
 _METHOD = "/stoker.v1.InferenceService/GenerateStream"
@@ -40,26 +37,19 @@ class CallTransport:
         self._kept: frozenset[Key] = frozenset()
         self._changed = asyncio.Event()
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
         """See `Transport`."""
+        endpoint, interrupt = attempt.endpoint, attempt.interrupt
         key = (endpoint.server, endpoint.epoch)
         channel = self.channel(key, endpoint.address)
-        request = inference_pb2.GenerateStreamRequest(generation=generation).SerializeToString()
+        request = inference_pb2.GenerateStreamRequest(generation=attempt.generation).SerializeToString()
         if len(request) > MAX_REQUEST_BYTES:
             text = f"the request has {len(request)} bytes, and {MAX_REQUEST_BYTES} fit into a message; send less"
             raise EndpointError(Fault.CALLER, exhausted(text, reason="REQUEST_TOO_LARGE"))
         self._calls[key] = self._calls.get(key, 0) + 1
         # No serialisers: bytes go out and come in as they are.
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(_METHOD)
-        call = method(request, timeout=timeout_s, metadata=grpc.aio.Metadata(*metadata))
+        call = method(request, timeout=attempt.timeout_s, metadata=grpc.aio.Metadata(*attempt.metadata))
         interrupt.bind(lambda error: _cancel(call))
         try:
             async for data in call:

@@ -7,17 +7,15 @@ from contextlib import aclosing, suppress
 
 from discovery.endpoint import Endpoint, Residency
 from discovery.messages import load_from_proto
-from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Attempt, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault, endpoint_error
-from router.interrupt import Interrupt
 from router.ledger import Key
-from stoker.v1 import endpoint_pb2, generation_pb2, model_pb2, worker_link_pb2
+from stoker.v1 import endpoint_pb2, model_pb2, worker_link_pb2
 from stoker_common.backoff import Backoff
 from stoker_common.clock import Clock
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
-from stoker_common.link.stream import Relay
 from stoker_common.link.versions import SPOKEN, Versions
 from stoker_common.parts import tokens_in
 from stoker_common.refusal import unavailable
@@ -63,16 +61,9 @@ class LinkTransport:
         """See `Transport`."""
         self._on_load, self._on_link, self._on_digest = on_load, on_link, on_digest
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
         """See `Transport`."""
+        endpoint = attempt.endpoint
         key = (endpoint.server, endpoint.epoch)
         self._use(key)
         link, _ = self._links.get(key, (None, None))
@@ -80,15 +71,15 @@ class LinkTransport:
             text = f"{_where(endpoint)} is gone: another one answers at its address"
             raise EndpointError(Fault.LINK, unavailable(text, reason="SERVER_LOST"))
         linked = link is not None and link.state in (LinkState.UP, LinkState.STALLED)
-        if link is None or not linked or not link.fits(asked := generation.SerializeToString()):
-            async with aclosing(self._calls.attempt(endpoint, generation, timeout_s, metadata, interrupt)) as parts:
+        if link is None or not linked or not link.fits(asked := attempt.generation.SerializeToString()):
+            async with aclosing(self._calls.attempt(attempt)) as parts:
                 async for part in parts:
                     yield part
             return
-        stream_id, stream = link.open(asked, timeout_s, metadata)
-        interrupt.bind(stream.fail, stream.waiting)
-        if relay is not None:
-            stream.relay(relay)
+        stream_id, stream = link.open(asked, attempt.timeout_s, attempt.metadata)
+        attempt.interrupt.bind(stream.fail, stream.waiting)
+        if attempt.relay is not None:
+            stream.relay(attempt.relay)
         try:
             while (data := await stream.take()) is not None:
                 yield Part(data, tokens=stream.tokens)

@@ -13,7 +13,7 @@ from opentelemetry.util.types import AttributeValue
 from discovery.endpoint import Endpoint
 from router.accounting import Flying
 from router.admission import Admission, Ask
-from router.attempt import Metadata, Transport
+from router.attempt import Attempt, Metadata, Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault
 from router.fleet import Fleet
@@ -266,7 +266,8 @@ class Router:
                 span.set_attribute("stoker.first_token_ms.expected", this.expected.total_ms)
                 metadata = inject() + self._ticket(asked, endpoint) + bid
                 relay = None if sink is None else dispatch.relay(sink)
-                parts = self._transport.attempt(endpoint, asked, timeout_s, metadata, interrupt, relay)
+                attempt = Attempt(endpoint, asked, timeout_s, metadata, interrupt, relay)
+                parts = self._transport.attempt(attempt)
                 async with aclosing(parts):
                     async for part in parts:
                         finished = not part.plain and part.message.HasField("finished")

@@ -15,7 +15,7 @@ import pytest
 
 from discovery.endpoint import Endpoint, Load
 from model_server.engines.sim_settings import SimSettings
-from router.attempt import Part, Transport
+from router.attempt import Attempt, Part, Transport
 from router.call_transport import CallTransport
 from router.errors import EndpointError, Fault
 from router.interrupt import Interrupt
@@ -30,7 +30,6 @@ from stoker_common.fold import Fold
 from stoker_common.link.client import LinkRules
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.state import LinkState
-from stoker_common.link.stream import Relay
 from stoker_common.refusal import Code, unavailable
 from tests.fakes.fleet import FAST, FleetServer, running_server, server_settings
 from tests.fakes.inference import generation
@@ -64,15 +63,9 @@ class Way:
         return self.fleet.server.endpoint()
 
     def attempt(
-        self,
-        asked: generation_pb2.Generation,
-        *,
-        timeout_s: float | None = None,
-        endpoint: Endpoint | None = None,
-        interrupt: Interrupt | None = None,
-        relay: Relay | None = None,
+        self, asked: generation_pb2.Generation, *, endpoint: Endpoint | None = None, **how: Any
     ) -> AsyncGenerator[Part, None]:
-        return self.transport.attempt(endpoint or self.endpoint, asked, timeout_s, (), interrupt or Interrupt(), relay)
+        return self.transport.attempt(Attempt(endpoint or self.endpoint, asked, **how))
 
     def cached(self, _: Endpoint, digest: CacheDigest) -> bool:
         """Takes what is announced."""

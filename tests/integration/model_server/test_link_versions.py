@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from router.attempt import Attempt
 from router.call_transport import CallTransport
-from router.interrupt import Interrupt
 from router.link_transport import LinkTransport
 from stoker.v1 import worker_link_pb2
 from stoker_common.backoff import Backoff
@@ -81,7 +81,7 @@ async def test_a_server_that_offers_no_link_is_served_call_by_call() -> None:
         transport.keep([endpoint])
         try:
             for _ in range(3):
-                attempt = transport.attempt(endpoint, generation(max_tokens=5), 5.0, (), Interrupt())
+                attempt = transport.attempt(Attempt(endpoint, generation(max_tokens=5), 5.0))
                 async with aclosing(attempt) as parts:
                     tokens = [len(delta.token_ids) async for part in parts for delta in part.message.deltas]
                 assert sum(tokens) == 5
@@ -124,7 +124,7 @@ async def test_a_later_server_speaks_an_earlier_routers_version_or_is_called(
         try:
             if attached:
                 await until(lambda: up.server.attached_routers == 1)
-            async with aclosing(transport.attempt(endpoint, generation(max_tokens=5), 5.0, (), Interrupt())) as parts:
+            async with aclosing(transport.attempt(Attempt(endpoint, generation(max_tokens=5), 5.0))) as parts:
                 tokens = [len(delta.token_ids) async for part in parts for delta in part.message.deltas]
             assert sum(tokens) == 5
             assert up.server.attached_routers == attached

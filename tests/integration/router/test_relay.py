@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from discovery.memory import MemoryCatalog
-from router.interrupt import Interrupt
+from router.attempt import Attempt
 from router.ledger import Key
 from router.link_transport import LinkTransport
 from router.server import RouterServer
@@ -200,7 +200,7 @@ async def test_200_streams_over_8_servers_leave_nothing_behind() -> None:
         for router, member in members:
             await until(lambda router=router, member=member: linked(router, member.key))  # type: ignore[misc]
         for router, member in members:
-            attempt = router.transport.attempt(member.endpoint, generation(max_tokens=1), 5.0, (), Interrupt())
+            attempt = router.transport.attempt(Attempt(member.endpoint, generation(max_tokens=1), 5.0))
             async with aclosing(attempt) as parts:
                 assert [part async for part in parts]
         await until(lambda: all(each.server.attached_routers == len(up.routers) for each in up.servers))

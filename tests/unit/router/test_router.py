@@ -15,13 +15,12 @@ from discovery.catalog import CatalogView
 from discovery.endpoint import Endpoint, Load, Residency
 from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
-from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Attempt, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.caches import Caches
 from router.calibration import Calibration
 from router.ejection import Breakers, BreakerState, EjectionRules
 from router.errors import EndpointError, Fault, endpoint_error
 from router.fleet import Fleet
-from router.interrupt import Interrupt
 from router.learned import Learned
 from router.ledger import Ledger
 from router.metrics import RouterMetrics
@@ -40,7 +39,6 @@ from stoker.v1.worker_link_pb2 import Bid
 from stoker_common import tracing
 from stoker_common.bid import METADATA_KEY
 from stoker_common.fold import Fold
-from stoker_common.link.stream import Relay
 from stoker_common.parts import only_deltas
 from stoker_common.refusal import Code, Refusal, exhausted, invalid, unavailable
 from stoker_common.resuming import MODES
@@ -108,19 +106,12 @@ class Scripted:
         self.held.set()
         self.was_asked = asyncio.Event()
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        endpoint, generation, relay = attempt.endpoint, attempt.generation, attempt.relay
         self.asked.append(endpoint.server)
         self.requests.append(generation)
         self.was_asked.set()
-        self.timeouts.append(timeout_s)
+        self.timeouts.append(attempt.timeout_s)
         try:
             good = continuation(endpoint, generation.resume) if generation.HasField("resume") else answer(endpoint)
             for step in self.scripts.get(endpoint.server, good):
@@ -128,7 +119,8 @@ class Scripted:
                 if isinstance(step, Exception):
                     raise step
                 data, tokens = step.SerializeToString(), sum(len(delta.token_ids) for delta in step.deltas)
-                if relay is None or not only_deltas(data) or interrupt.error is not None or not relay(data, tokens):
+                over = attempt.interrupt.error is not None
+                if relay is None or not only_deltas(data) or over or not relay(data, tokens):
                     yield Part(data, step)
         finally:
             self.closed.append(endpoint.server)
@@ -282,16 +274,8 @@ class Timed(Scripted):
         super().__init__()
         self._clock = clock
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        async with aclosing(super().attempt(attempt)) as parts:
             async for part in parts:
                 if part.message.HasField("started"):
                     self._clock.advance(0.25)
@@ -356,23 +340,17 @@ class Outbid(Scripted):
         self.bids: list[Bid] = []
         self.bench: Bench | None = None
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
         self.bids += [
-            Bid.FromString(value) for name, value in metadata if name == METADATA_KEY and isinstance(value, bytes)
+            Bid.FromString(value)
+            for name, value in attempt.metadata
+            if name == METADATA_KEY and isinstance(value, bytes)
         ]
         if len(self.bids) <= self.times:
             assert self.bench is not None
-            self.bench.learned.ledger.report(key(endpoint), Load(waiting_prompt_tokens=10_000 * len(self.bids)))
-            raise endpoint_error(exhausted("more waits", reason="OUTBID"), endpoint, cut=False)
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
+            self.bench.learned.ledger.report(key(attempt.endpoint), Load(waiting_prompt_tokens=10_000 * len(self.bids)))
+            raise endpoint_error(exhausted("more waits", reason="OUTBID"), attempt.endpoint, cut=False)
+        async with aclosing(super().attempt(attempt)) as parts:
             async for part in parts:
                 yield part
 
@@ -428,17 +406,9 @@ class Booked(Scripted):
         # How long each of them takes before it says anything.
         self.pause_s = 0.0
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
-        self.booked.append(self.bench.learned.ledger.accounts[key(endpoint)].own_prompt_tokens)
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        self.booked.append(self.bench.learned.ledger.accounts[key(attempt.endpoint)].own_prompt_tokens)
+        async with aclosing(super().attempt(attempt)) as parts:
             self.bench.clock.advance(self.pause_s)
             async for part in parts:
                 yield part
@@ -470,22 +440,14 @@ class Turns(Scripted):
         super().__init__()
         self._error, self._tokens = error, list(tokens)
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
-        state = generation.resume
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        endpoint, state = attempt.endpoint, attempt.generation.resume
         received = len(state.outputs[0].token_ids) if state.outputs else 0
         count = self._tokens.pop(0)
         whole = [token(number) for number in range(received + 1, received + count + 1)]
         of = resuming(endpoint)
         self.scripts[endpoint.server] = [started(of), *whole, finished(10) if received + count == 10 else self._error]
-        async with aclosing(super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)) as parts:
+        async with aclosing(super().attempt(attempt)) as parts:
             async for part in parts:
                 yield part
 
@@ -576,20 +538,11 @@ async def test_a_caller_may_want_to_know_of_a_failure() -> None:
 class Emptied(Scripted):
     """A transport whose link has a part at hand when its first server is emptied by an operator."""
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
-        parts = super().attempt(endpoint, generation, timeout_s, metadata, interrupt, relay)
-        async with aclosing(parts):
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        async with aclosing(super().attempt(attempt)) as parts:
             async for part in parts:
                 if len(self.asked) == 1:
-                    interrupt.fire(fault(Fault.MOVED))
+                    attempt.interrupt.fire(fault(Fault.MOVED))
                 yield part
 
 

@@ -18,19 +18,17 @@ from opentelemetry.context import Context
 
 from discovery.catalog import CatalogEntry, CatalogState, CatalogView, ZoneView
 from discovery.endpoint import Endpoint, Residency
-from router.attempt import Metadata, OnDigest, OnDirect, OnLink, OnLoad, Part
+from router.attempt import Attempt, OnDigest, OnDirect, OnLink, OnLoad, Part
 from router.config import RouterSettings
 from router.data_path import DataPath
 from router.ejection import BreakerState
 from router.errors import EndpointError, Fault
-from router.interrupt import Interrupt
 from router.ledger import Key
 from router.report import Identity
 from router.server import RouterServer, World
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
 from stoker_common import tracing
 from stoker_common.link.state import LinkState
-from stoker_common.link.stream import Relay
 from stoker_common.refusal import Code, Refusal, deadline_exceeded, exhausted, unavailable
 from tests.fakes.virtual_loop import VirtualLoop
 from tests.unit.router.builders import MODEL, endpoint, key
@@ -84,15 +82,8 @@ class FakeTransport:
         self.asked: dict[str, list[tuple[Key, bool]]] = {}
         self.on_link: OnLink = lambda of, state: None
 
-    async def attempt(
-        self,
-        endpoint: Endpoint,
-        generation: generation_pb2.Generation,
-        timeout_s: float | None,
-        metadata: Metadata,
-        interrupt: Interrupt,
-        relay: Relay | None = None,
-    ) -> AsyncGenerator[Part, None]:
+    async def attempt(self, attempt: Attempt) -> AsyncGenerator[Part, None]:
+        endpoint, generation, timeout_s = attempt.endpoint, attempt.generation, attempt.timeout_s
         where, loop = key(endpoint), asyncio.get_running_loop()
         asked = self.asked.setdefault(generation.request_id, [])
         assert all(again for before, again in asked if before == where), asked
