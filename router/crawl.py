@@ -3,7 +3,6 @@
 Looks at counts that the relay keeps anyway, twice a second. Nothing is done per token.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
@@ -17,6 +16,7 @@ from router.scorers import Rates
 from router.snapshot import NOBODY, Holder
 from stoker_common.clock import Clock
 from stoker_common.refusal import unavailable
+from stoker_common.ticks import tick
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Crawl:
     async def run(self) -> None:
         """Look after servers until cancelled."""
         while True:
-            await asyncio.sleep(EVERY_S)
+            await tick(EVERY_S)
             self.look()
 
     def look(self) -> None:

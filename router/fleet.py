@@ -53,8 +53,8 @@ class Fleet:
             if known is None or known.endpoint.load != member.endpoint.load:
                 self._ledger.published(key, member.endpoint.load)
 
-    async def changed(self, within_s: float) -> None:
-        """Wait until there is a new snapshot, or for so long."""
+    async def changed(self, within_s: float | None) -> None:
+        """Wait until there is a new snapshot, or for so long; None: however long."""
         try:
             async with asyncio.timeout(within_s):
                 await self._news.wait()

@@ -14,7 +14,7 @@ from stoker_common.refusal import unavailable
 
 log = logging.getLogger(__name__)
 
-# Streams are looked after as often: one that could not be moved a moment ago may be now.
+# So often, while a server is out: a stream that could not be moved a moment ago may be now.
 _EVERY_S = 0.25
 
 
@@ -35,7 +35,7 @@ class Maintenance:
         """Look after servers until cancelled."""
         while True:
             self.look()
-            await self._fleet.changed(within_s=_EVERY_S)
+            await self._fleet.changed(within_s=_EVERY_S if self._since_s else None)
 
     def look(self) -> None:
         """Move what is due now."""

@@ -7,7 +7,6 @@ leaked.
                       └── no news until the lease's end ───────────► released; says nothing of the server
 """
 
-import asyncio
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from stoker.v1 import inference_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.clock import Clock
 from stoker_common.refusal import Code, Refusal, unavailable
+from stoker_common.ticks import tick
 
 _LOOK_EVERY_S = 0.5
 
@@ -95,7 +95,7 @@ class Reservations:
     async def run(self) -> None:
         """Let go of what nobody speaks of any more, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await tick(_LOOK_EVERY_S)
             self.lapse()
 
     def hold(self, reservation: Reservation) -> None:

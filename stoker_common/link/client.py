@@ -27,6 +27,7 @@ from stoker_common.link.stream import LinkStream
 from stoker_common.link.versions import MORE, SPOKEN, Versions
 from stoker_common.refusal import unavailable
 from stoker_common.tickets import METADATA_KEY
+from stoker_common.ticks import tick
 
 log = logging.getLogger(__name__)
 
@@ -325,7 +326,7 @@ class Link:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(self._rules.tick_s)
+            await tick(self._rules.tick_s)
             now_s = self._clock()
             if self._silence.tick(now_s):
                 raise _Silent
