@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import grpc
 import grpc.aio
+from prometheus_client import CollectorRegistry
 
 from stoker_common.channel import Http2
 from stoker_common.servers import reflect, server
@@ -24,8 +25,10 @@ class PortTaken(Exception):
 class Listener:
     """One gRPC server on one port. `port` is the real one once it is started."""
 
-    def __init__(self, host: str, port: int, http2: Http2) -> None:
+    def __init__(self, host: str, port: int, http2: Http2, registry: CollectorRegistry | None = None) -> None:
+        """`registry`: where the server shows its connections."""
         self._http2 = http2
+        self._registry = registry
         self._host = host
         self.port = port
         self._server: grpc.aio.Server | None = None
@@ -35,7 +38,7 @@ class Listener:
 
         `reflected`: the services that reflection tells of; none switches it off.
         """
-        serving = server(self._http2)
+        serving = server(self._http2, registry=self._registry)
         serving.add_generic_rpc_handlers(tuple(handlers))
         if reflected:
             reflect(serving, reflected)

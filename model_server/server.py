@@ -101,7 +101,7 @@ class ModelServer:
             on_change=self._models_changed,
         )
         self._registrar = registrar or Unregistered()
-        self._listener = Listener(settings.listen_host, settings.listen_port, settings.http2)
+        self._listener = Listener(settings.listen_host, settings.listen_port, settings.http2, self.metrics.registry)
         self._traces = traces or configure("stoker-model-server")
         self._lifecycle = Lifecycle(
             Parts(

@@ -193,7 +193,7 @@ class RouterServer:
         self._stop.set()
 
     async def _listen(self) -> grpc.aio.Server:
-        serving = server(self._settings.http2, share_port=self._share_port)
+        serving = server(self._settings.http2, share_port=self._share_port, registry=self.registry)
         for service in (
             InferenceService(self._entry),
             ModelService(self.report, self.fleet, self.learned.ledger, self.transport),

@@ -10,27 +10,40 @@ log = logging.getLogger(__name__)
 
 # One line tells of all refusals since the one before: whoever floods a server is not to flood its log.
 LINE_EVERY_S = 10.0
+# What is bounded, as logs and metrics name it.
+KINDS = ("connections", "unread", "unsent", "metadata")
 
 
 class Bounds:
     """One server's. Refusals are counted by kind, and told of in the log, seldom."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
-        self._connections = limits.connections
+        self._most_connections = limits.connections
         self._clock = clock
         self.unread = Pool(limits.server_unread_bytes)
         self.unsent = Pool(limits.server_unsent_bytes)
         self.metadata = Pool(limits.server_metadata_bytes)
-        # Since the server began.
+        # The pools by kind.
+        self.pools = {"unread": self.unread, "unsent": self.unsent, "metadata": self.metadata}
+        # What is open now; streams also while their handlers run.
+        self.connections = 0
+        self.streams = 0
+        # Since the server began: what limits refused, by kind, and connections that ended by what their client did, by
+        # the code that it was told.
         self.refused: dict[str, int] = {}
+        self.faults: dict[str, int] = {}
         self._told: dict[str, tuple[float, int]] = {}
 
-    def admits(self, connections: int, peer: str) -> bool:
-        """Whether there may be one more beside so many. If not, it counts as refused."""
-        if connections < self._connections:
+    def admits(self, peer: str) -> bool:
+        """Whether there may be one more connection. If not, it counts as refused."""
+        if self.connections < self._most_connections:
             return True
-        self.refuse("connections", peer, f"there are {connections} already, and no more are taken")
+        self.refuse("connections", peer, f"there are {self.connections} already, and no more are taken")
         return False
+
+    def fault(self, code: str) -> None:
+        """Count a connection that ended by its client's fault."""
+        self.faults[code] = self.faults.get(code, 0) + 1
 
     def refuse(self, kind: str, peer: str, why: str) -> None:
         """Count a refusal: of `connections`, `unread` requests, `unsent` answers or `metadata`."""

@@ -123,6 +123,7 @@ class Lifetime(asyncio.Protocol):
 
     def _fail(self, fault: ConnectionFault) -> None:
         log.warning("a connection is closed", extra={"peer": self.peer, "why": fault.why, "code": fault.code.name})
+        self._bounds.fault(fault.code.name)
         self.close(fault.code, fault.why)
 
     def _silent(self) -> None:

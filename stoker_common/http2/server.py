@@ -140,14 +140,16 @@ class Http2Server(grpc.aio.Server):
             # Accepted while the listener closed.
             connection.close()
             return
-        if not self.bounds.admits(len(self._connections), connection.peer):
+        if not self.bounds.admits(connection.peer):
             connection.close(ErrorCode.ENHANCE_YOUR_CALM, "the server has as many connections as it takes")
             return
         self._connections.add(connection)
+        self.bounds.connections = len(self._connections)
         self._quiet.clear()
 
     def _lost(self, connection: ServerConnection) -> None:
         self._connections.discard(connection)
+        self.bounds.connections = len(self._connections)
         if not self._connections:
             self._quiet.set()
 

@@ -30,6 +30,7 @@ from stoker_common.http2.server_stream import Served, ServerStream
 from stoker_common.refusal import Code
 
 _HEARD = b"goaway?\0"
+_READ = b"read?\0\0\0"
 
 # A call came. What is done for it; None where it was answered at once.
 Begin = Callable[["ServerConnection", ServerStream, Request], Served | None]
@@ -52,6 +53,8 @@ class ServerConnection(Connection[ServerStream]):
         self._served_to = LARGEST_STREAM_ID
         self._metadata_held = bounds.metadata.share(limits.all_metadata_bytes)
         self._leaving = False
+        # All was said, and the client has yet to read it.
+        self._parting = False
 
     # What the server asks.
 
@@ -63,7 +66,7 @@ class ServerConnection(Connection[ServerStream]):
         # Streams that are on their way are served: only what comes after the answer to the PING is refused.
         self._sender.control(goaway(LARGEST_STREAM_ID, ErrorCode.NO_ERROR) + ping(_HEARD))
         self._timer.cancel()
-        self._timer = self._loop.call_later(self._limits.goaway_s, self._left)
+        self._timer = self._loop.call_later(self._limits.goaway_s, self._unheard)
 
     def settled(self, stream: ServerStream) -> None:
         """What was done for the stream has ended."""
@@ -128,6 +131,7 @@ class ServerConnection(Connection[ServerStream]):
             self._reset,
             self._ending,
         )
+        self._bounds.streams += 1
         stream.inbox.ended = ends
         stream.metadata_bytes = asked.size_bytes
         self._metadata_held.add(asked.size_bytes)
@@ -171,6 +175,8 @@ class ServerConnection(Connection[ServerStream]):
     def _answered(self, payload: bytes) -> None:
         if payload == _HEARD and self._leaving:
             self._left()
+        elif payload == _READ and self._parting:
+            self._parted()
 
     def _count_reset(self, stream: ServerStream | None) -> None:
         # CVE-2023-44487, and CVE-2025-8671 where we are made to reset.
@@ -192,6 +198,7 @@ class ServerConnection(Connection[ServerStream]):
         # They know each other: neither is to wait for the garbage collector.
         stream.served = None
         del self.streams[stream.id]
+        self._bounds.streams -= 1
         self._metadata_held.add(-stream.metadata_bytes)
         self._end_if_idle()
 
@@ -219,11 +226,25 @@ class ServerConnection(Connection[ServerStream]):
             self._sender.control(goaway(self._last_id, ErrorCode.NO_ERROR))
             self._end_if_idle()
 
+    def _unheard(self) -> None:
+        """Nothing came back: the client does not answer, or not in time."""
+        self._left()
+        if self._parting:
+            self._parted()
+
     def _end_if_idle(self) -> None:
         if self.streams:
             return
         if self._disconnected:
             self._lost(self)
-        elif self._served_to != LARGEST_STREAM_ID and not self._closed:
+        elif self._served_to != LARGEST_STREAM_ID and not self._closed and not self._parting:
+            # Not yet: a proxy that finds the connection's end behind the last frames may pass over what it has not read
+            # (haproxy 2.6 does, trailers and all). The answer to a PING says that it has.
+            self._parting = True
+            self._sender.control(ping(_READ))
+            self._timer = self._loop.call_later(self._limits.goaway_s, self._parted)
+
+    def _parted(self) -> None:
+        if not self._closed:
             self._closed = True
             self._hang_up()

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -74,8 +74,9 @@ def consul(tmp_path: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def mesh(folder: Path, consul: str, *, ticket_key: str = "") -> AsyncIterator[Router]:
-    """Consul, a simulated server, a router of two processes that sees it. All are killed after the block."""
+async def mesh(folder: Path, consul: str, *, ticket_key: str = "", own: Sequence[str] = ()) -> AsyncIterator[Router]:
+    """Consul, a simulated server, a router of two processes that sees it (`own` are its flags). All are killed after
+    the block."""
     server_port, router_port, metrics_port = free_ports(3)
     async with AsyncExitStack() as held:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("STOKER_")}
@@ -85,7 +86,7 @@ async def mesh(folder: Path, consul: str, *, ticket_key: str = "") -> AsyncItera
         started = []
         for name, arguments in {
             "model_server": [*sim, f"--listen-port={server_port}", *common],
-            "router": [*flags, *common],
+            "router": [*flags, *common, *own],
         }.items():
             out = held.enter_context((folder / f"{name}.log").open("wb"))
             process = await asyncio.create_subprocess_exec(
@@ -159,6 +160,29 @@ async def test_a_killed_process_loses_nothing_is_replaced_and_counters_add_up(tm
         assert router.metric("stoker_router_ttft_seconds_count") == 2 * CLIENTS
         assert router.metric("stoker_router_in_flight") == 0
         assert router.records() == 1
+
+
+async def test_what_processes_http2_servers_count_adds_up(tmp_path: Path, consul: str) -> None:
+    """Clients' connections are each process's own; what ended by a client's fault is one sum, which never falls."""
+    async with mesh(tmp_path, consul, own=["--http2=stoker"]) as router, AsyncExitStack() as held:
+        clients = await spread(router, held)
+        assert router.metric("stoker_http2_connections") >= len(clients)
+        assert (
+            router.metric("stoker_http2_connections", process="1")
+            >= 1
+            <= router.metric("stoker_http2_connections", process="2")
+        )
+        for _ in range(CLIENTS):
+            with socket.create_connection(("127.0.0.1", router.port), timeout=5) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                while stranger.recv(4096):
+                    pass
+        assert router.metric("stoker_http2_faults_total", code="PROTOCOL_ERROR") == CLIENTS
+        os.kill(router.children()[1], signal.SIGKILL)
+        await router.until("a new process", lambda: router.metric("stoker_router_process_restarts_total") == 1)
+        assert router.metric("stoker_http2_faults_total", code="PROTOCOL_ERROR") == CLIENTS
+        for limit in ("connections", "unread", "unsent", "metadata"):
+            assert router.metric("stoker_http2_refused_total", limit=limit) == 0
 
 
 async def test_sigterm_ends_all_when_what_runs_has_ended(tmp_path: Path, consul: str) -> None:

@@ -24,6 +24,8 @@ from router.processes import Processes, ProcessRules
 from router.readying import Readying
 from router.reservations import ReservationMetrics
 from stoker_common.backoff import Backoff
+from stoker_common.http2.metrics import Http2Collector
+from stoker_common.http2.server import Http2Server
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/operations.md"
 
@@ -52,5 +54,6 @@ def test_the_page_names_the_metrics_that_there_are(tmp_path: Path) -> None:
     ResidencyMetrics(server.registry).watch(tuple)
     server.watch(Load, lambda: LifeState.SERVING, lambda: 0)
 
-    named = set(re.findall(r"`(stoker_(?:router|server|engine|accelerator)_[a-z_]+)", PAGE.read_text()))
+    named = set(re.findall(r"`(stoker_(?:router|server|engine|accelerator|http2)_[a-z_]+)", PAGE.read_text()))
+    server.registry.register(Http2Collector(Http2Server().bounds))
     assert named == names(router) | names(server.registry)

@@ -20,7 +20,7 @@ WIDE = (1 << 31) - 1
 def nothing_is_held(server: Http2Server) -> bool:
     """Whether all that was counted was taken off again."""
     bounds = server.bounds
-    return all(pool.free_bytes == pool.most_bytes for pool in (bounds.unread, bounds.unsent, bounds.metadata))
+    return all(pool.free_bytes == pool.most_bytes for pool in bounds.pools.values()) and not bounds.streams
 
 
 async def gone(server: Http2Server, *clients: Client) -> None:
@@ -60,10 +60,10 @@ def test_refusals_are_told_of_seldom_and_all_are_counted(caplog: pytest.LogCaptu
     bounds = Bounds(Limits(connections=0), clock)
     with caplog.at_level(logging.WARNING):
         for _ in range(10):
-            assert not bounds.admits(0, "ipv4:1")
+            assert not bounds.admits("ipv4:1")
         bounds.refuse("unsent", "ipv4:2", "many")
         clock.advance(LINE_EVERY_S)
-        assert not bounds.admits(0, "ipv4:3")
+        assert not bounds.admits("ipv4:3")
     told = [(each.__dict__["limit"], each.__dict__["refused"]) for each in caplog.records]
     assert told == [("connections", 1), ("unsent", 1), ("connections", 10)]
     assert caplog.records[-1].__dict__["refused_ever"] == 11 == bounds.refused["connections"]

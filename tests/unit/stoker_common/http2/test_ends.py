@@ -272,3 +272,30 @@ def test_a_call_that_is_cut_off_is_over_though_its_client_does_not_read() -> Non
         assert {client.status(stream) for stream in streams[1:]} == {EXHAUSTED}
 
     run(test)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_that_leaves_closes_when_the_client_has_read_the_last_answer(answers: bool) -> None:
+    """A proxy that meets the connection's end behind frames that it has not read may lose them: haproxy 2.6 did."""
+
+    async def test() -> None:
+        handlers = Handlers()
+        server = served(handlers)
+        client = Client(server)
+        stream = client.open("Stay", end=True)
+        await client.hear()
+        stopping = asyncio.ensure_future(server.stop(100.0))
+        await client.hear()
+        assert len(client.goaways) == 2
+        handlers.go.set()
+        await settle()
+        assert client.transport.written and not client.transport.closed
+        if answers:
+            await client.hear()
+            assert client.status(stream) == 0
+        else:
+            await asyncio.sleep(Limits().goaway_s + 0.1)
+        assert client.transport.closed
+        await asyncio.wait_for(stopping, 1)
+
+    run(test)
