@@ -30,13 +30,14 @@ async def measure(
 ) -> None:
     """Load, warm up, do as standard input says. With `core_step_ms` its engine core is made up."""
     from model_server.engines import vllm_api
-    from model_server.engines.vllm_engine import arguments
+    from model_server.engines.vllm_arguments import arguments
+    from model_server.engines.vllm_facts import facts_of
 
     began_s = time.monotonic()
     llm = await asyncio.to_thread(vllm_api.start_plain, arguments(settings.resolved()))
     core = made_up.set_in(llm, core_step_ms) if core_step_ms is not None else None
     try:
-        about = {"engine": f"vllm {vllm_api.version()}", "accelerator": vllm_api.facts(llm).accelerator}
+        about = {"engine": f"vllm {vllm_api.version()}", "accelerator": facts_of(llm).accelerator}
         loaded_s = round(time.monotonic() - began_s, 1)
         rng = random.Random(1)
         await _round(llm, rng, streams, prompt_tokens, _WARM_TOKENS)
@@ -52,8 +53,9 @@ async def measure(
 
 async def _round(llm: Any, rng: random.Random, streams: int, prompt_tokens: int, tokens: int) -> dict[str, object]:
     from model_server.engines import vllm_api
+    from model_server.engines.vllm_facts import facts_of
 
-    vocabulary = vllm_api.facts(llm).vocabulary
+    vocabulary = facts_of(llm).vocabulary
     ids = range(vocabulary // 8, vocabulary * 7 // 8)
     ttft_ms: list[float] = []
 

@@ -99,7 +99,7 @@ def main() -> None:
         parser.error("vLLM sleeps on GPUs only: nothing can be measured here")
     os.environ.update(environment(settings, os.environ))
     from model_server.engines import vllm_api
-    from model_server.engines.vllm_engine import arguments
+    from model_server.engines.vllm_arguments import arguments
 
     began_s = time.perf_counter()
     llm = vllm_api.start(arguments(settings), lambda stats: None)

@@ -5,7 +5,6 @@ A step is one timer, and between steps nothing runs: an idle engine costs nothin
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from functools import partial
 
 from model_server.engine import (
     DeviceLost,
@@ -14,30 +13,27 @@ from model_server.engine import (
     EngineInfo,
     EngineLoad,
     EngineOutput,
-    EngineRefused,
     EngineRequest,
     ResumeMode,
     Take,
 )
 from model_server.engines.adapters import Adapters
-from model_server.engines.sim_chat import render
 from model_server.engines.sim_clock import SimClock, Timer
 from model_server.engines.sim_draw import mix
 from model_server.engines.sim_faults import Faults, FaultsFile, InjectedError
-from model_server.engines.sim_refuse import refuse_foreign_ids, refuse_hopeless, refuse_invalid, refuse_unsupported
+from model_server.engines.sim_prompt import encode
+from model_server.engines.sim_refuse import refuse_invalid, refuse_unsupported
 from model_server.engines.sim_scheduler import Scheduler, Step, step_seconds
 from model_server.engines.sim_settings import SimSettings
 from model_server.engines.sim_stream import SimStream
 from model_server.engines.sim_tokenizer import SimTokenizer
+from model_server.engines.sim_waits import Waits
 from model_server.handing import handed
 from stoker.v1 import generation_pb2, inference_pb2
 
 # Both change whenever the same request would give other tokens.
 VERSION = "1"
 NUMERICS_CLASS = "sim-1"
-
-# 20 to 50 ms of tokenising: more goes to a thread.
-_LONG_BYTES = 100_000
 
 
 class SimEngine:
@@ -65,8 +61,7 @@ class SimEngine:
         self._step_timer: Timer | None = None
         self._poll_timer: Timer | None = None
         self._adapters: Adapters[None] = Adapters(self.settings.max_adapters)
-        # Who waits for so much of the engine's time to pass.
-        self._waits: set[asyncio.Future[None]] = set()
+        self._waits = Waits()
         self._started = False
         self._loaded = False
         self._asleep = False
@@ -116,31 +111,8 @@ class SimEngine:
         self._loaded = True
 
     async def encode(self, generation: generation_pb2.Generation) -> list[int]:
-        """The prompt's token ids; in a thread if the prompt is long."""
-        kind = generation.WhichOneof("prompt")
-        match kind:
-            case "token_ids":
-                refuse_foreign_ids("token_ids", generation.token_ids.ids, self.settings.vocabulary)
-                ids = list(generation.token_ids.ids)
-            case "text":
-                text = generation.text
-                refuse_hopeless(generation, "text", len(text), self.settings)
-                tokenize = self._tokenizer.encode
-                ids = await asyncio.to_thread(tokenize, text) if len(text) > _LONG_BYTES else tokenize(text)
-            case "chat":
-                chat, size = generation.chat, generation.chat.ByteSize()
-                # A character is 4 bytes at most.
-                refuse_hopeless(generation, "chat", size // 4, self.settings)
-                ids = (
-                    await asyncio.to_thread(render, chat, self._tokenizer)
-                    if size > _LONG_BYTES
-                    else render(chat, self._tokenizer)
-                )
-            case _:
-                raise EngineRefused("prompt", "needs one of text, token_ids, chat")
-        if not ids:
-            raise EngineRefused(kind, "is empty: give at least one token")
-        return ids
+        """The prompt's token ids. See `sim_prompt.encode`."""
+        return await encode(generation, self._tokenizer, self.settings)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineOutput, None]:
         """Generate. See Engine.generate; InjectedError where the faults say so."""
@@ -223,15 +195,7 @@ class SimEngine:
     async def _take(self, milliseconds: float) -> None:
         """Let so much of the engine's time pass. Raises EngineDead if it dies or is stopped meanwhile."""
         await self.check()
-        clock = self._clock or asyncio.get_running_loop()
-        passed = asyncio.get_running_loop().create_future()
-        self._waits.add(passed)
-        timer = clock.call_at(clock.time() + milliseconds / 1000, partial(_settle, passed))
-        try:
-            await passed
-        finally:
-            timer.cancel()
-            self._waits.discard(passed)
+        await self._waits.take(self._clock or asyncio.get_running_loop(), milliseconds / 1000)
         await self.check()
 
     def _submit(self, request: EngineRequest) -> SimStream:
@@ -315,8 +279,7 @@ class SimEngine:
         self._step = None
         if self._poll_timer is not None:
             self._poll_timer.cancel()
-        for waits in self._waits:
-            _settle(waits)
+        self._waits.end()
         for stream in list(self._streams):
             stream.fail(death(why))
             self._forget(stream)
@@ -333,8 +296,3 @@ class SimEngine:
         if self._death is None:
             when = self._clock.time() + self.settings.faults_poll_ms / 1000
             self._poll_timer = self._clock.call_at(when, self._poll_faults)
-
-
-def _settle(waits: asyncio.Future[None]) -> None:
-    if not waits.done():
-        waits.set_result(None)

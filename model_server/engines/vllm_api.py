@@ -1,4 +1,5 @@
-"""vLLM's interfaces that Stoker uses, and where its releases from 0.26 to 0.32 differ. The one file that imports vLLM.
+"""vLLM's interfaces that Stoker uses, and where its releases from 0.26 to 0.32 differ. No other file of the server's
+own process imports vLLM, but for `vllm_facts`, which reads what a started engine is.
 
 AsyncLLM's own methods are steady; stat loggers, the input's form, `propagate_error` and the configs read here are not
 (docs/adr/0021). Apply `vllm_settings.environment` before importing this module.
@@ -10,8 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import psutil
-import torch
 import vllm
 import vllm.envs
 import zmq
@@ -23,7 +22,6 @@ from vllm.inputs import TokensPrompt, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.lora.utils import get_adapter_absolute_path
 from vllm.outputs import RequestOutput
-from vllm.platforms import current_platform
 from vllm.sampling_params import RepetitionDetectionParams, RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
@@ -250,67 +248,11 @@ def shut_down(llm: AsyncLLM) -> None:
     llm.engine_core.resources.ctx.term()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
-    """What a started engine says of itself."""
-
-    max_model_tokens: int
-    vocabulary: int
-    max_streams: int
-    kv_tokens: int
-    step_tokens: int
-    block_tokens: int
-    accelerator: str
-    accelerator_count: int
-    accelerator_memory_bytes: int
-    numerics: Mapping[str, str]
-    v2_runner: bool
-    thinking: bool
-    sleeps: bool
-
-
 def settle_environment() -> None:
     """Its variables are read once from here on, as vLLM's own processes do: each token's statistics ask for one."""
     enable = getattr(vllm.envs, "enable_envs_cache", None)
     if enable is not None:
         enable()
-
-
-def facts(llm: AsyncLLM) -> Facts:
-    """Read a started engine's configuration."""
-    config = llm.vllm_config
-    model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
-    v2_runner = bool(getattr(config, "use_v2_model_runner", False))
-    reasoning = getattr(config, "reasoning_config", None)
-    accelerator = _device_name()
-    return Facts(
-        max_model_tokens=int(model.max_model_len),
-        vocabulary=int(model.get_vocab_size()),
-        max_streams=int(config.scheduler_config.max_num_seqs),
-        kv_tokens=int(cache.num_gpu_blocks or 0) * int(cache.block_size),
-        step_tokens=int(config.scheduler_config.max_num_batched_tokens),
-        block_tokens=int(cache.block_size),
-        accelerator=accelerator,
-        accelerator_count=1 if current_platform.is_cpu() else int(parallel.world_size),
-        accelerator_memory_bytes=_device_memory_bytes(),
-        numerics={
-            "vllm": version(),
-            "device": accelerator,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "kv": str(cache.cache_dtype),
-            "quant": str(model.quantization or "none"),
-            "tp": str(parallel.tensor_parallel_size),
-            "pp": str(parallel.pipeline_parallel_size),
-            "attention": _attention_backend(config),
-            "runner": "v2" if v2_runner else "v1",
-            "compiled": "no" if model.enforce_eager else "yes",
-            # Its layers are computed by other kernels, also for requests without an adapter.
-            **({"lora": "yes"} if config.lora_config is not None else {}),
-        },
-        v2_runner=v2_runner,
-        thinking=bool(reasoning is not None and getattr(reasoning, "enabled", True)),
-        sleeps=bool(getattr(model, "enable_sleep_mode", False)) and not current_platform.is_cpu(),
-    )
 
 
 def _stat_logger(on_step: OnStep) -> Callable[..., StatLoggerBase]:
@@ -337,23 +279,3 @@ def _prompt(token_ids: Sequence[int], cache_salt: str | None, *, off_loop: bool)
     if not off_loop:
         return tokens_input(ids, cache_salt=cache_salt)
     return TokensPrompt(prompt_token_ids=ids, **({"cache_salt": cache_salt} if cache_salt else {}))
-
-
-def _device_name() -> str:
-    if current_platform.is_cpu():
-        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
-    return str(current_platform.get_device_name())
-
-
-def _device_memory_bytes() -> int:
-    if current_platform.is_cpu():
-        return int(psutil.virtual_memory().total)
-    return int(current_platform.get_device_total_memory())
-
-
-def _attention_backend(config: Any) -> str:
-    """The attention backend's name; `auto` where vLLM chooses, which it does by device, model and release alone."""
-    if current_platform.is_cpu():
-        return "cpu"
-    backend = getattr(getattr(config, "attention_config", None), "backend", None)
-    return str(getattr(backend, "name", backend) or "auto").lower()

@@ -1,13 +1,9 @@
 """The `vllm` engine: vLLM's AsyncLLM on this event loop, its engine core in a process of its own."""
 
 import asyncio
-import multiprocessing
-import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from functools import partial
-from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from model_server.engine import (
@@ -16,28 +12,25 @@ from model_server.engine import (
     EngineInfo,
     EngineLoad,
     EngineOutput,
-    EngineRefused,
     EngineRequest,
     ResumeMode,
     Take,
 )
 from model_server.engines import vllm_api, vllm_resume, vllm_warmup
-from model_server.engines.vllm_adapters import VllmAdapters, lora_arguments
+from model_server.engines.vllm_adapters import VllmAdapters
+from model_server.engines.vllm_arguments import arguments
+from model_server.engines.vllm_facts import facts_of
+from model_server.engines.vllm_keeper import Keeper
 from model_server.engines.vllm_kv_events import KvEvents
 from model_server.engines.vllm_output import EngineFailed, engine_output
 from model_server.engines.vllm_prompt import PromptEncoder
-from model_server.engines.vllm_refusal import refusal
+from model_server.engines.vllm_refusal import refuse_foreign, refused
 from model_server.engines.vllm_sampling import Abilities, sampling_params
 from model_server.engines.vllm_settings import VllmSettings
 from model_server.engines.vllm_stats import StepStats
 from model_server.engines.vllm_tap import StepTap
 from model_server.handing import generated
 from stoker.v1 import generation_pb2, inference_pb2
-
-# How long a process that was killed may take to be gone.
-_REAP_S = 5.0
-# How long vLLM may take to end in order; it kills its processes after 5 s itself.
-_END_S = 15.0
 
 
 class VllmEngine:
@@ -47,7 +40,7 @@ class VllmEngine:
         self._settings = settings.resolved()
         self._stats = StepStats()
         self._streams = 0
-        self._keeper: _Keeper | None = None
+        self._keeper: Keeper | None = None
         self._llm: Any = None
         self._prompts: PromptEncoder | None = None
         self._info: EngineInfo | None = None
@@ -71,7 +64,7 @@ class VllmEngine:
         if settings.kv_events:
             self._kv_events = KvEvents(vllm_api.KvSubscriber)
             told["kv_events_config"] = vllm_api.kv_events(self._kv_events.endpoint)
-        self._keeper = _Keeper(told, self._stepped)
+        self._keeper = Keeper(told, self._stepped)
         try:
             self._llm = await self._keeper.llm()
         except Exception as error:
@@ -80,7 +73,7 @@ class VllmEngine:
                 "Its own log, on standard error, says more; less memory: vllm_max_model_len, vllm_kv_cache_memory_bytes"
             ) from error
         vllm_api.settle_environment()
-        facts = vllm_api.facts(self._llm)
+        facts = facts_of(self._llm)
         # Copies the tokenizer: half a second in which the loop would keep other models' streams waiting.
         self._prompts = await asyncio.to_thread(PromptEncoder, self._llm.get_tokenizer(), facts.max_model_tokens)
         self._abilities = Abilities(vllm_api.sampling_fields(), facts.v2_runner, facts.thinking, facts.vocabulary)
@@ -139,7 +132,7 @@ class VllmEngine:
         self._running()
         if self._asleep:
             raise EngineError("the engine sleeps")
-        _refuse_foreign(request.prompt_token_ids, self.info)
+        refuse_foreign(request.prompt_token_ids, self.info)
         with self._held_adapters().using(request.adapter) as lora:
             if request.emitted_token_ids:
                 await self._resume(request, lora, take)
@@ -152,9 +145,7 @@ class VllmEngine:
         if limits is None or openings is None or abilities is None:
             raise EngineError("the engine has not started: await start() first")
         vllm_resume.refuse(request, limits)
-        prompt_tokens, left = len(request.prompt_token_ids), len(request.emitted_token_ids)
         opening: EngineOutput | None = None
-        asked = vllm_resume.asked(request)
         if request.resume_mode is not ResumeMode.REPLAY:
             original = sampling_params(request, abilities)
             detokenizer = vllm_api.detokenizer(llm, request.request_id, request.prompt_token_ids, original)
@@ -163,25 +154,9 @@ class VllmEngine:
                 take(opening)
                 return
             openings.add(request.request_id, detokenizer)
-
-        def taken(output: EngineOutput) -> None:
-            nonlocal opening, left
-            # vLLM counts the emitted ids as cached too, where it finds them.
-            told = output._replace(cached_tokens=min(output.cached_tokens, prompt_tokens))
-            if opening is not None:
-                opened, opening, left = opening, None, 0
-                take(
-                    opened._replace(
-                        cached_tokens=told.cached_tokens, queue_ms=told.queue_ms, prefill_ms=told.prefill_ms
-                    )
-                )
-            left -= len(told.token_ids)
-            if left > 0 and told.finish_reason != inference_pb2.FINISH_REASON_UNSPECIFIED:
-                raise vllm_resume.past_the_end(len(request.emitted_token_ids) - left)
-            take(told)
-
+        continued = vllm_resume.Continued(request, opening, take)
         try:
-            await self._run(asked, lora, taken, vllm_resume.extra_args(request))
+            await self._run(vllm_resume.asked(request), lora, continued.take, vllm_resume.extra_args(request))
         finally:
             openings.forget(request.request_id)
 
@@ -217,12 +192,12 @@ class VllmEngine:
                 if sink.failure is not None:
                     raise sink.failure from None
                 if not sink.begun and isinstance(error.__cause__, vllm_api.REFUSALS):
-                    raise _refused(error.__cause__, request) from error
+                    raise refused(error.__cause__, request) from error
                 raise EngineFailed(f"vLLM failed on the request: {error.__cause__ or error}") from error
             except vllm_api.REFUSALS as error:
                 if sink.begun:
                     raise EngineFailed(f"vLLM failed on the request: {error}") from error
-                raise _refused(error, request) from error
+                raise refused(error, request) from error
             finally:
                 self._streams -= 1
                 await stream.aclose()
@@ -318,127 +293,3 @@ class VllmEngine:
         if self._llm is None:
             raise EngineError("the engine has not started: await start() first")
         return self._llm
-
-
-class _Keeper:
-    """The thread that starts vLLM's processes and lives as long as they do.
-
-    The kernel kills them when this very thread ends (parent_death), so it may be neither one of a pool, nor end early.
-    """
-
-    def __init__(self, arguments: dict[str, Any], on_step: vllm_api.OnStep) -> None:
-        self._arguments = arguments
-        self._on_step = on_step
-        self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[Any] = self._loop.create_future()
-        self._ended = threading.Event()
-        # Other engines of this server have processes, too. One engine loads at a time: what is new is this one's.
-        self._before = {process.pid for process in multiprocessing.active_children()}
-        self._own: list[BaseProcess] | None = None
-        self._thread = threading.Thread(target=self._keep, name="vllm-keeper", daemon=True)
-        self._thread.start()
-
-    async def llm(self) -> Any:
-        """The AsyncLLM, once it has loaded. Raises what vLLM raised."""
-        return await asyncio.shield(self._started)
-
-    def end(self) -> None:
-        """End the processes and the thread, loaded or still loading. Blocks; not for the loop."""
-        self._ended.set()
-        deadline = time.monotonic() + _END_S
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            if not self._started.done():
-                # Amid loading nothing else stops vLLM: without its processes the load fails.
-                _kill(self._processes())
-            self._thread.join(timeout=0.1)
-        _kill(self._processes())
-
-    def _processes(self) -> list[BaseProcess]:
-        if self._own is not None:
-            return self._own
-        return [process for process in multiprocessing.active_children() if process.pid not in self._before]
-
-    def _keep(self) -> None:
-        try:
-            llm = vllm_api.start(self._arguments, self._on_step)
-            self._own = self._processes()
-        except BaseException as error:  # Handed over to whoever awaits llm().
-            self._report(None, error)
-            return
-        self._report(llm, None)
-        self._ended.wait()
-        vllm_api.shut_down(llm)
-
-    def _report(self, llm: Any, error: BaseException | None) -> None:
-        def settle() -> None:
-            if self._started.done():
-                return
-            if error is None:
-                self._started.set_result(llm)
-            else:
-                self._started.set_exception(error)
-                self._started.exception()  # Seen, even if nobody waits any more.
-
-        self._loop.call_soon_threadsafe(settle)
-
-
-def _kill(processes: Iterable[BaseProcess]) -> None:
-    """Kill and reap those that still run."""
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-        process.join(_REAP_S)
-
-
-def _refuse_foreign(prompt_token_ids: tuple[int, ...], info: EngineInfo) -> None:
-    """Refuse a prompt that is none of this model's. vLLM 0.26 takes any id, and its kernels die of it."""
-    if not prompt_token_ids or min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocabulary:
-        raise EngineRefused("token_ids", f"is empty or has an id that is not in [0, {info.vocabulary})")
-    if len(prompt_token_ids) >= info.max_model_tokens:
-        raise EngineRefused(
-            "prompt",
-            f"has {len(prompt_token_ids)} tokens; the context of {info.max_model_tokens} must leave room for one more",
-        )
-
-
-def _refused(error: BaseException, request: EngineRequest) -> EngineRefused:
-    refused = refusal(error)
-    form = request.structured_output
-    # What names no field: a form that is no JSON, in 0.26.
-    if refused.field in ("structured_output", "") and form is not None and (kind := form.WhichOneof("constraint")):
-        return EngineRefused(f"structured_output.{kind}", str(refused), unsupported=refused.unsupported)
-    return refused
-
-
-def arguments(settings: VllmSettings) -> dict[str, Any]:
-    """Resolved settings as vLLM's engine arguments; None leaves vLLM its own default."""
-    return {
-        "model": str(Path(settings.model).resolve()) if settings.is_folder else settings.model,
-        "served_model_name": settings.name,
-        "dtype": settings.dtype,
-        "quantization": settings.quantization,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": settings.max_num_seqs,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "block_size": settings.block_size,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "kv_cache_memory_bytes": settings.kv_cache_memory_bytes,
-        "enforce_eager": settings.enforce_eager,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "trust_remote_code": settings.trust_remote_code,
-        "load_format": settings.load_format,
-        "seed": settings.seed,
-        "otlp_traces_endpoint": _url(settings.otlp_traces_endpoint),
-        "shutdown_timeout": settings.shutdown_timeout_s,
-        # vLLM has it for GPUs, where its weights and cache then come from an allocator of its own.
-        "enable_sleep_mode": True if settings.sleep_mode and not settings.on_cpu else None,
-        # Lower numbers first, and first come, first served among equals.
-        "scheduling_policy": "priority",
-        "enable_prefix_caching": True,
-        **lora_arguments(settings.max_adapters, settings.max_lora_rank, on_cpu=settings.on_cpu),
-    }
-
-
-def _url(endpoint: str | None) -> str | None:
-    """An OTLP endpoint as vLLM's exporter takes it: without a scheme it would want TLS."""
-    return endpoint if endpoint is None or "://" in endpoint else f"http://{endpoint}"

@@ -1,8 +1,8 @@
-"""What vLLM says against a request, as an EngineRefused that names the API's field."""
+"""What vLLM says against a request, as an EngineRefused that names the API's field, and what it does not say."""
 
 import re
 
-from model_server.engine import EngineRefused
+from model_server.engine import EngineInfo, EngineRefused, EngineRequest
 
 # Parameters that have another name, or another place, in the API.
 _FIELDS = {
@@ -34,6 +34,27 @@ def refusal(error: BaseException, *, field: str = "") -> EngineRefused:
     """The refusal that vLLM's error amounts to. `field`: its path if known, else it is read from the error."""
     message = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
     return EngineRefused(field or _field(error, message), message, unsupported=bool(_CANNOT.search(message)))
+
+
+def refused(error: BaseException, request: EngineRequest) -> EngineRefused:
+    """The refusal of this request that vLLM's error amounts to."""
+    found = refusal(error)
+    form = request.structured_output
+    # What names no field: a form that is no JSON, in 0.26.
+    if found.field in ("structured_output", "") and form is not None and (kind := form.WhichOneof("constraint")):
+        return EngineRefused(f"structured_output.{kind}", str(found), unsupported=found.unsupported)
+    return found
+
+
+def refuse_foreign(prompt_token_ids: tuple[int, ...], info: EngineInfo) -> None:
+    """Refuse a prompt that is none of this model's. vLLM 0.26 takes any id, and its kernels die of it."""
+    if not prompt_token_ids or min(prompt_token_ids) < 0 or max(prompt_token_ids) >= info.vocabulary:
+        raise EngineRefused("token_ids", f"is empty or has an id that is not in [0, {info.vocabulary})")
+    if len(prompt_token_ids) >= info.max_model_tokens:
+        raise EngineRefused(
+            "prompt",
+            f"has {len(prompt_token_ids)} tokens; the context of {info.max_model_tokens} must leave room for one more",
+        )
 
 
 def _field(error: BaseException, message: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model_server.engine import EngineOutput, EngineRefused, EngineRequest, ResumeMode
+from model_server.engine import EngineOutput, EngineRefused, EngineRequest, ResumeMode, Take
 from model_server.engines import vllm_api
 from model_server.engines.vllm_resume_core import REPLAY_KEY, RESTORE_KEY
 from stoker.v1 import generation_pb2, inference_pb2
@@ -116,6 +116,32 @@ def opening(request: EngineRequest, detokenizer: Any, sampling: Any, limits: Lim
 def past_the_end(tokens: int) -> EngineRefused:
     """The refusal of emitted ids of which the first so many end the output."""
     return EngineRefused("emitted_token_ids", f"go on past the output's end, which came with token {tokens}")
+
+
+class Continued:
+    """What whoever resumed a request is given of it: first what was emitted elsewhere, then what is new."""
+
+    def __init__(self, request: EngineRequest, opening: EngineOutput | None, take: Take) -> None:
+        """`opening`: the output that covers the emitted ids; None where vLLM gives them once more."""
+        self._request = request
+        self._opening = opening
+        self._take = take
+        # Of the emitted ids, those that vLLM is to give once more.
+        self._left = len(request.emitted_token_ids) if opening is None else 0
+
+    def take(self, output: EngineOutput) -> None:
+        """vLLM's next output. Raises EngineRefused if it ends within what was emitted."""
+        # vLLM counts the emitted ids as cached too, where it finds them.
+        told = output._replace(cached_tokens=min(output.cached_tokens, len(self._request.prompt_token_ids)))
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            self._take(
+                opening._replace(cached_tokens=told.cached_tokens, queue_ms=told.queue_ms, prefill_ms=told.prefill_ms)
+            )
+        self._left -= len(told.token_ids)
+        if self._left > 0 and told.finish_reason != _NOT_ENDED:
+            raise past_the_end(len(self._request.emitted_token_ids) - self._left)
+        self._take(told)
 
 
 class Openings:

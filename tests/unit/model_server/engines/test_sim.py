@@ -183,42 +183,6 @@ async def test_what_makes_no_sense_is_refused(request_: EngineRequest, field: st
     assert engine.load().waiting == engine.load().running == 0
 
 
-async def test_long_texts_are_encoded_off_the_loop_and_the_same() -> None:
-    clock = VirtualClock()
-    engine = await _started(clock, SETTINGS.model_copy(update={"max_model_tokens": 50_000}))
-    text = "some words " * 20_000
-    chat = generation_pb2.Generation(chat=_said(text))
-    ids = await engine.encode(generation_pb2.Generation(text=text))
-    once = await engine.encode(generation_pb2.Generation(text="some words "))
-    assert len(ids) == pytest.approx(20_000 * len(once), rel=0.3)
-    assert len(await engine.encode(chat)) > len(ids)
-
-
-def _said(text: str) -> generation_pb2.Chat:
-    message = generation_pb2.ChatMessage(role="user", content=[generation_pb2.ContentPart(text=text)])
-    return generation_pb2.Chat(messages=[message])
-
-
-@pytest.mark.parametrize(
-    ("generation", "field"),
-    [
-        (generation_pb2.Generation(), "prompt"),
-        (generation_pb2.Generation(text=""), "text"),
-        (generation_pb2.Generation(text="x" * 16_001), "text"),
-        (generation_pb2.Generation(chat=_said("x" * 64_001)), "chat"),
-        (generation_pb2.Generation(token_ids=generation_pb2.TokenIds()), "token_ids"),
-        (generation_pb2.Generation(token_ids=generation_pb2.TokenIds(ids=[32_000])), "token_ids"),
-    ],
-)
-async def test_prompts_that_cannot_be_are_refused_before_tokenising(
-    generation: generation_pb2.Generation, field: str
-) -> None:
-    engine = await _started(VirtualClock())
-    with pytest.raises(EngineRefused) as refusal:
-        await engine.encode(generation)
-    assert refusal.value.field == field
-
-
 @pytest.mark.parametrize(("fault", "error"), [("dead", EngineDead), ("device_lost", DeviceLost)])
 async def test_death_reaches_every_stream_after_what_it_produced(fault: str, error: type[EngineDead]) -> None:
     clock = VirtualClock()
