@@ -100,6 +100,11 @@ class Held:
         """Whether it takes the memory of a hot model, or is about to."""
         return Residency.HOT in (self.residency, self.moving_to)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether it can go to sleep. An adapter cannot: an engine lets go of it."""
+        return self.base is None and self.info is not None and self.info.sleeps
+
     def state(self, ready_s: float | None) -> ModelState:
         """Where it is, for the catalog; on its way out it is where it goes to."""
         leaving = self.moving_to is not None and self.residency is Residency.HOT

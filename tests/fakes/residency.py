@@ -35,3 +35,9 @@ def only(*held: Held) -> Models:
     """These models and no others."""
     metrics = ResidencyMetrics(CollectorRegistry())
     return Models(held, Limits(), metrics, max_asleep=4, clock=time.monotonic, on_change=lambda: None)
+
+
+def measured(models: Models, name: str, was: Residency, took_s: float) -> None:
+    """As if it had taken so long to make the model hot from there."""
+    models._seats.observe(models.find(name), was, took_s)
+    models._mover._on_change()

@@ -21,6 +21,7 @@ from tests.fakes.fleet import QUICK, server_settings
 from tests.fakes.gated import GatedEngine
 from tests.fakes.inference import channel_to, error_details, generation, stream, token_ids
 from tests.fakes.mesh import router
+from tests.fakes.residency import measured
 from tests.fakes.stopwatch import Stopwatch
 from tests.fakes.until import until
 
@@ -75,8 +76,7 @@ async def test_a_cold_model_asked_for_by_a_hundred_at_once_is_loaded_once_and_al
         for server in mesh.servers:
             server.models.find("cold").spec = ModelSpec("cold", lambda: GatedEngine("cold", SIM, gate))
             # So long that no crowd on the first makes a second server worth it, however slow this machine is.
-            server.models._times.observe("cold", Residency.STAGED, 60.0)
-            server.models._on_change()
+            measured(server.models, "cold", Residency.STAGED, 60.0)
         await until(lambda: min(state.time_to_ready_ms for state in _states(mesh.router, "cold")) > 30_000.0)
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(mesh.answer("cold")) for _ in range(100)]
@@ -142,10 +142,8 @@ async def test_the_next_server_readies_what_the_cheapest_cannot() -> None:
         first = mesh.servers[0].models.find("cold")
         first.spec = ModelSpec("cold", lambda: broken)
         for server in mesh.servers[1:]:  # dearer, so that the broken one is asked first
-            server.models._times.observe("cold", Residency.STAGED, 60.0)
-            server.models._on_change()
-        mesh.servers[0].models._times.observe("cold", Residency.STAGED, 0.5)
-        mesh.servers[0].models._on_change()
+            measured(server.models, "cold", Residency.STAGED, 60.0)
+        measured(mesh.servers[0].models, "cold", Residency.STAGED, 0.5)
         # The catalog holds times in coarse steps.
         await until(lambda: max(state.time_to_ready_ms for state in _states(mesh.router, "cold")) > 30_000.0)
         parts = await mesh.answer("cold")

@@ -1,28 +1,22 @@
 """The models of a server on simulated engines: readied once, room made in turn, nothing cut off."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from discovery.endpoint import Residency
 from model_server.engine import EngineError
 from model_server.engines.sim import SimEngine
 from model_server.engines.sim_settings import SimSettings
-from model_server.inflight import InFlight
-from model_server.liveness import Liveness, LivenessRules
-from model_server.record import Usage
-from model_server.residency.held import Held, Surroundings
-from model_server.residency.metrics import ResidencyMetrics
-from model_server.residency.models import Models
 from model_server.residency.move import Progress
 from model_server.residency.room import Limits
 from model_server.residency.spec import ModelSpec
 from stoker_common.refusal import Code, Refusal
-from tests.fakes.clock import FakeClock
+from tests.fakes import shelf as shelves
+from tests.fakes.residency import measured
+from tests.fakes.shelf import Shelf
 from tests.fakes.until import until
 
 pytestmark = pytest.mark.unit
@@ -30,78 +24,16 @@ pytestmark = pytest.mark.unit
 SIM = SimSettings(load_ms=30.0, sleep_ms=5.0, wake_ms=5.0, step_base_ms=1.0)
 
 
-class Idle:
-    """A Device with nothing to do."""
-
-    def read(self) -> Usage:
-        return Usage()
-
-
-@dataclass
-class Shelf:
-    """Models, and all the engines that were ever made for them."""
-
-    models: Models
-    clock: FakeClock
-    registry: CollectorRegistry
-    engines: dict[str, list[SimEngine]]
-    changes: list[int] = field(default_factory=list)
-
-    def where(self) -> dict[str, Residency]:
-        return {state.name: state.residency for state in self.models.states()}
-
-    def held(self, name: str) -> Held:
-        return self.models.find(name)
-
-    async def ask(self, name: str, remaining_s: float | None = None) -> list[Progress]:
-        """Use a model for a moment."""
-        told: list[Progress] = []
-
-        async def tell(progress: Progress) -> None:
-            told.append(progress)
-
-        async with self.models.use(self.held(name), remaining_s, tell) as held:
-            assert held.engine is not None and held.hot
-            await held.engine.check()
-        return told
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
-
-
-@asynccontextmanager
-async def shelf(
+def shelf(
     *names: str, sim: SimSettings = SIM, max_hot: int = 1, max_asleep: int = 4, share: float = 0.1
-) -> AsyncIterator[Shelf]:
+) -> AbstractAsyncContextManager[Shelf]:
     """Models that run."""
-    engines: dict[str, list[SimEngine]] = {name: [] for name in names}
-    clock = FakeClock()
-
-    def make(name: str) -> SimEngine:
-        engines[name].append(SimEngine(name, sim))
-        return engines[name][-1]
-
-    rules = LivenessRules(first_probe_timeout_s=1e9, probe_interval_s=1e9)
-    around = Surroundings(InFlight(), 256, rules, Idle(), 0.01, clock)
-    held = [Held(ModelSpec(name, lambda name=name: make(name), share), around) for name in names]  # type: ignore[misc]
-    registry, changes = CollectorRegistry(), [0]
-    models = Models(
-        held,
+    return shelves.shelf(
+        lambda make: [ModelSpec(name, partial(make, name), share) for name in names],
+        sim,
         Limits(max_hot),
-        ResidencyMetrics(registry),
         max_asleep=max_asleep,
-        clock=clock,
-        on_change=lambda: changes.append(len(changes)),
     )
-    assert await models.start() is None
-    running = asyncio.ensure_future(models.run())
-    await asyncio.sleep(0)
-    try:
-        yield Shelf(models, clock, registry, engines, changes)
-    finally:
-        running.cancel()
-        await asyncio.wait((running,))
-        await models.stop()
 
 
 async def test_the_first_ones_are_hot_at_first() -> None:
@@ -203,7 +135,7 @@ async def test_with_no_room_it_is_refused_with_a_time_to_come_back() -> None:
 
 async def test_a_deadline_that_cannot_be_met_is_refused_once_the_time_is_known() -> None:
     async with shelf("a", "b") as up:
-        up.models._times.observe("b", Residency.STAGED, 60.0)
+        measured(up.models, "b", Residency.STAGED, 60.0)
         with pytest.raises(Refusal) as refused:
             await up.ask("b", remaining_s=10.0)
         assert refused.value.reason == "READY_EXCEEDS_DEADLINE" and refused.value.retry_after_s == pytest.approx(60.0)
@@ -271,10 +203,8 @@ async def test_an_engine_that_fails_at_sleep_is_dropped_and_nobody_else_hears_of
 
 async def test_an_engine_that_dies_ends_the_watch() -> None:
     async with shelf("a", "b", max_hot=2) as up:
-        running: asyncio.Future[Liveness] | None = up.models._failed
         up.engines["b"][0].faults.inject(dead=True)
-        assert running is not None
-        liveness = await asyncio.wait_for(asyncio.shield(running), 5.0)
+        liveness = await asyncio.wait_for(asyncio.shield(up.running), 5.0)
         assert liveness.state.failed and "dead" in liveness.reason
 
 
