@@ -27,7 +27,7 @@ from router import ramp
 from router.failure_rate import FailureRate
 from router.ledger import Key
 from router.slowness import Slowness
-from router.zones import PANIC_BELOW, ZoneShare, load_share
+from router.zones import Zones
 from stoker_common.clock import Clock
 
 
@@ -106,9 +106,7 @@ class Breakers:
         self._rng = rng
         self._breakers: dict[Key, _Breaker] = {}
         self._slowness: Slowness[Key] = Slowness()
-        self._zones: Mapping[Key, str] = {}
-        self._shares: dict[str, ZoneShare] = {}
-        self._panicking: frozenset[str] = frozenset()
+        self._zones = Zones(clock)
         # Ejections by zone and cause, for metrics.
         self.ejections: Counter[tuple[str, Cause]] = Counter()
 
@@ -130,9 +128,7 @@ class Breakers:
 
     def doubts(self, key: Key) -> bool:
         """Whether its zone panics and only suspicion speaks against it: then it gets requests all the same."""
-        if not self._panicking or self._zones.get(key) not in self._panicking:
-            return False
-        return not self._breakers.get(key, _ALIVE).out_of_reach
+        return self._zones.panics(key) and not self._breakers.get(key, _ALIVE).out_of_reach
 
     def ejected_for_s(self, key: Key) -> float:
         """Seconds until the endpoint may be probed; 0 if it is not ejected."""
@@ -148,13 +144,12 @@ class Breakers:
 
     def zone_share(self, zone: str) -> float:
         """The share of its own load that the zone keeps: below 1 while endpoints of it are out, and a bit longer."""
-        share = self._shares.get(zone)
-        return 1.0 if share is None else share.at(self._clock())
+        return self._zones.share(zone)
 
     @property
     def zone_shares(self) -> Mapping[str, float]:
         """By zone."""
-        return {zone: self.zone_share(zone) for zone in list(self._shares)}
+        return self._zones.shares()
 
     def dispatched(self, key: Key) -> None:
         """A request goes there. If its ejection has ended, the request is the probe."""
@@ -239,21 +234,20 @@ class Breakers:
 
     def keep(self, zones: Mapping[Key, str]) -> None:
         """These are all endpoints, with their zones; forget the others."""
-        self._zones = dict(zones)
+        self._zones.keep(zones)
         for key in [key for key in self._breakers if key not in zones]:
             del self._breakers[key]
             self._slowness.forget(key)
-        self._recount()
+        self._zones.count(self._out)
 
     def _of(self, key: Key) -> _Breaker:
         return self._breakers.setdefault(key, _Breaker())
 
     def _suspect(self, key: Key, breaker: _Breaker, cause: Cause) -> None:
         """Eject, unless too much of its zone is out already."""
-        zone = self._zones.get(key)
-        if zone is not None:
-            there = [other for other, its in self._zones.items() if its == zone]
-            out = sum(self.state(other) is not BreakerState.ALIVE for other in there)
+        there = self._zones.beside(key)
+        if there:
+            out = sum(self._out(other) for other in there)
             if out + 1 > max(1.0, self._rules.max_ejected_share * len(there)):
                 return
         self._eject(key, breaker, cause)
@@ -274,8 +268,8 @@ class Breakers:
         breaker.returned_at_s = None
         lasts_s = min(self._rules.base_s * breaker.ejections, self._rules.max_s)
         breaker.until_s = now_s + lasts_s * (1 + self._rng.uniform(-self._rules.jitter, self._rules.jitter))
-        self.ejections[self._zones.get(key, ""), cause] += 1
-        self._recount()
+        self.ejections[self._zones.of(key) or "", cause] += 1
+        self._zones.count(self._out)
 
     def _return(self, key: Key, breaker: _Breaker) -> None:
         breaker.state = BreakerState.ALIVE
@@ -285,17 +279,7 @@ class Breakers:
         breaker.rate = FailureRate()
         breaker.returned_at_s = self._clock()
         self._slowness.forget(key)
-        self._recount()
+        self._zones.count(self._out)
 
-    def _recount(self) -> None:
-        """An endpoint came, went or changed: what each zone keeps of its load, and which panic."""
-        total = Counter(self._zones.values())
-        out = Counter(zone for key, zone in self._zones.items() if self.state(key) is not BreakerState.ALIVE)
-        healthy = {zone: 1.0 - out[zone] / count for zone, count in total.items()}
-        now_s = self._clock()
-        for zone, share in healthy.items():
-            self._shares.setdefault(zone, ZoneShare()).set(load_share(share), now_s)
-        for zone in [zone for zone in self._shares if zone not in healthy]:
-            del self._shares[zone]
-        enough = sum(load_share(share) for share in healthy.values()) >= 1.0
-        self._panicking = frozenset(zone for zone, share in healthy.items() if share < PANIC_BELOW and not enough)
+    def _out(self, key: Key) -> bool:
+        return self.state(key) is not BreakerState.ALIVE
