@@ -13,30 +13,24 @@ here: they are never refused, and their bookings take the room that others wait 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from discovery.endpoint import Residency
 from router.admission_metrics import AdmissionMetrics
 from router.fleet import Fleet
 from router.learned import Learned
-from router.ledger import NOTHING, Key
+from router.outlook import Ask, Outlook
 from router.policy import Chosen
 from router.readying import Readying
-from router.request import Request
 from router.room import Rooms
-from router.snapshot import NOBODY
-from router.verdict import Prospect, may_wait, too_long
+from router.verdict import may_wait
 from router.waiting import Place, Waiting
 from stoker.v1.inference_pb2 import Progress
 from stoker_common.clock import Clock
 from stoker_common.refusal import Refusal, deadline_exceeded, exhausted
 
 News = Progress | Chosen
-
-# Some requests are quicker than the mean: only what is far from making it is given up unserved.
-_HOPELESS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +40,6 @@ class AdmissionRules:
     queue_length: int = 256
     # A supervised server is back within seconds, another zone takes over within two.
     hold_s: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One request that wants a server. `tried` is its caller's set, and may change while nobody waits with it."""
-
-    request: Request
-    priority: int = 0
-    deadline_s: float | None = None
-    tried: Collection[Key] = ()
-    # Whether it waits while there is no server for it at all.
-    hold: bool = True
 
 
 class Turn:
@@ -88,10 +70,8 @@ class Admission:
         clock: Clock,
     ) -> None:
         self.rooms = rooms
-        self._readying = readying
         self._rules = rules
-        self._fleet = fleet
-        self._learned = learned
+        self._outlook = Outlook(fleet, learned, readying, rooms, clock)
         self._metrics = metrics
         self._clock = clock
         self._queues: dict[str, Waiting[Turn]] = {}
@@ -156,15 +136,14 @@ class Admission:
         }
 
     async def _wait(self, ask: Ask, pick: Callable[[], Chosen | None]) -> AsyncGenerator[News, None]:
-        able = self._able(ask)
-        if not able and not (ask.hold and self._rules.hold_s):
+        if not self._outlook.able(ask) and not (ask.hold and self._rules.hold_s):
             return
         queue = self._queues.get(ask.request.model) or Waiting[Turn]()
-        self._refuse_or_evict(ask, queue, able)
+        self._refuse_or_evict(ask, queue)
         with self._place(ask, queue) as place:
             async with aclosing(self._turns(ask, pick, queue, place)) as news:
                 async for each in news:
-                    if isinstance(each, Chosen) and self._too_late(ask):
+                    if isinstance(each, Chosen) and self._outlook.too_late(ask):
                         late = "it waited for a server until too little time was left to be served before its deadline"
                         raise self._refused(ask, deadline_exceeded(late, reason="WAITED_TOO_LONG"))
                     yield each
@@ -188,33 +167,20 @@ class Admission:
                     yield chosen
                     return
                 self._pass_on(ask, queue, place)
-            progress = self._progress(ask)
+            progress, refusal = self._outlook.progress(ask)
+            if refusal is not None:
+                raise self._refused(ask, refusal)
             if progress is not None and progress is not told:
                 told = progress
                 yield progress
                 continue
-            if self._able(ask):
+            if self._outlook.able(ask):
                 held_until_s = None
             else:
                 held_until_s = now_s + self._rules.hold_s if held_until_s is None else held_until_s
                 if not ask.hold or now_s >= held_until_s:
                     return
-            await self._news(turn, self._again_s(ask, held_until_s))
-
-    def _progress(self, ask: Ask) -> Progress | None:
-        """How far its model is, if it is being readied. Raises Refusal where that comes too late or to nothing."""
-        model = ask.request.model
-        progress = self._readying.progress(model)
-        holders = self._fleet.snapshot.holders.get(model, NOBODY).by_key
-        if any(holder.model.residency is Residency.HOT for holder in holders.values()):
-            return progress  # it may get room there before
-        if progress is None:
-            refusal = self._readying.hopeless(model, [key for key in holders if key not in ask.tried], ask.deadline_s)
-        else:
-            refusal = too_long(progress, None if ask.deadline_s is None else ask.deadline_s - self._clock(), model)
-        if refusal is not None:
-            raise self._refused(ask, refusal)
-        return progress
+            await self._news(turn, self._outlook.again_s(ask, held_until_s))
 
     def _pass_on(self, ask: Ask, queue: Waiting[Turn], place: Place[Turn]) -> None:
         """The room there is, if any, is on servers that this one has tried: the next may use it."""
@@ -229,15 +195,6 @@ class Admission:
                 await turn.news.wait()
         except TimeoutError:
             return
-
-    def _again_s(self, ask: Ask, held_until_s: float | None) -> float | None:
-        """When to look again though nobody said so."""
-        holders = self._fleet.snapshot.holders.get(ask.request.model, NOBODY).by_key
-        times = [ask.deadline_s, held_until_s, self.rooms.changes_at_s(holders)]
-        times.append(self._readying.changes_at_s(ask.request.model))
-        breakers, now_s = self._learned.breakers, self._clock()
-        times += [now_s + ejected_s for key in holders if (ejected_s := breakers.ejected_for_s(key))]
-        return min((at_s for at_s in times if at_s is not None), default=None)
 
     @contextmanager
     def _place(self, ask: Ask, queue: Waiting[Turn]) -> Iterator[Place[Turn]]:
@@ -257,10 +214,10 @@ class Admission:
                 del self._queues[model]
             self._metrics.waited.labels(model).observe(self._clock() - began_s)
 
-    def _refuse_or_evict(self, ask: Ask, queue: Waiting[Turn], able: bool) -> None:
+    def _refuse_or_evict(self, ask: Ask, queue: Waiting[Turn]) -> None:
         """Raises Refusal if the request cannot wait. In a full queue, one of less priority makes way."""
         limit, last = self._rules.queue_length, queue.last
-        prospect = self._prospect(ask, queue, able)
+        prospect = self._outlook.prospect(ask, queue.ahead_of(ask.priority, ask.deadline_s), len(queue))
         refusal = may_wait(prospect, limit, ask.request.model)
         if refusal is None:
             return
@@ -275,33 +232,6 @@ class Admission:
             queue.remove(last)
             return
         raise self._refused(ask, refusal)
-
-    def _prospect(self, ask: Ask, queue: Waiting[Turn], able: bool) -> Prospect:
-        model, services, now_s = ask.request.model, self._learned.services, self._clock()
-        accounts = self._learned.ledger.accounts
-        holders = self._fleet.snapshot.holders.get(model, NOBODY).by_key
-        # By Little's law: what this router has running, each for the mean time, ends at this rate and lets the next in.
-        running = sum(accounts.get(key, NOTHING).own_streams for key in holders)
-        request_s = services.request_s(model)
-        return Prospect(
-            ahead=queue.ahead_of(ask.priority, ask.deadline_s),
-            queued=len(queue),
-            turn_s=request_s / running if able and running and request_s is not None else None,
-            service_s=services.expected_s(model, ask.request.expected_output_tokens),
-            remaining_s=None if ask.deadline_s is None else ask.deadline_s - now_s,
-        )
-
-    def _too_late(self, ask: Ask) -> bool:
-        """Whether the request, whose turn it is now, would cost a GPU something and not finish in time."""
-        if ask.deadline_s is None:
-            return False
-        service_s = self._learned.services.expected_s(ask.request.model, ask.request.expected_output_tokens) or 0.0
-        return self._clock() + service_s * _HOPELESS > ask.deadline_s
-
-    def _able(self, ask: Ask) -> bool:
-        """Whether there is a server for the request, with or without room."""
-        holders = self._fleet.snapshot.holders.get(ask.request.model, NOBODY).by_key
-        return any(key not in ask.tried for key in holders)
 
     def _refused(self, ask: Ask, refusal: Refusal) -> Refusal:
         self._metrics.refusals.labels(ask.request.model, refusal.reason).inc()

@@ -3,7 +3,6 @@
 import random
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
 from functools import partial
 
 from opentelemetry.context import Context
@@ -12,7 +11,7 @@ from opentelemetry.util.types import AttributeValue
 
 from discovery.endpoint import Endpoint
 from router.accounting import Flying
-from router.admission import Admission, Ask
+from router.admission import Admission
 from router.attempt import Attempt, Metadata, Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault
@@ -23,12 +22,13 @@ from router.ledger import Key
 from router.messages import with_attempts, with_pick, without_started
 from router.metrics import RouterMetrics
 from router.onward import Onward
+from router.outlook import Ask
 from router.picks import Picks
 from router.policies import RoutingPolicy
 from router.policy import Chosen
 from router.readying import Readying
 from router.request import Request
-from router.resume import ResumeRules
+from router.retries import DID_NOTHING, Retries, RetryRules
 from router.retry_budget import RetryBudget
 from router.running import Running
 from router.sink import Sink
@@ -39,24 +39,8 @@ from stoker_common.tickets import METADATA_KEY
 from stoker_common.tracing import Tracing, inject
 from stoker_common.transcript import Transcript
 
-# Whatever was asked for has begun nowhere, or goes on as it was.
-_DID_NOTHING = frozenset({Fault.LINK, Fault.MOVED, Fault.OUTBID})
-
 # What lets a request of this router's in at a server that asks for it.
 WriteTicket = Callable[[generation_pb2.Generation, Endpoint], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class RetryRules:
-    """How often a request is tried before its first chunk."""
-
-    # A server that was never reached has done no work and does not count (gRPC A6's transparent retry).
-    max_attempts: int = 3
-    # How long a broken stream waits for a server to go on with: a supervised server is back within seconds.
-    hold_s: float = 10.0
-    resume: ResumeRules = field(default_factory=ResumeRules)
-    # What callers are told to wait when nothing is left: a restarted server is in the catalog about then.
-    retry_after_s: float = 1.0
 
 
 class Router:
@@ -83,12 +67,11 @@ class Router:
         self.onward = Onward(self.picks, fleet, learned, clock, retry.hold_s, retry.resume)
         self._learned = learned
         self._admission = admission
-        self._retry_budget = retry_budget
+        self._retries = Retries(retry, retry_budget, admission.rooms, metrics)
         self._transport = transport
         self._metrics = metrics
         self._traces = traces
         self._clock = clock
-        self._retry = retry
         self._write_ticket = ticket
         self.running = Running()
 
@@ -137,8 +120,10 @@ class Router:
             if servers_tried and failure is None:
                 text = f"this client's attempts at {', '.join(servers_tried)} came to nothing"
                 failure = EndpointError(Fault.LINK, unavailable(text, reason="SERVER_FAILED"))
-            ask = self._ask_anew(ask, tried, len(set(servers_tried).difference(unreached)), failure)
-            first = await self._admission.admit(ask, partial(self.picks.choose_hot, request, tried))
+            again = self._retries.ask_anew(ask, tried, len(set(servers_tried).difference(unreached)), failure)
+            if again is None:
+                raise self.picks.nothing_left(request, failure)
+            first = await self._admission.admit(again, partial(self.picks.choose_hot, request, tried))
             if first is None:
                 raise self.picks.nothing_left(request, failure)
             chosen, asked = first, generation
@@ -177,11 +162,13 @@ class Router:
                     )
                 else:
                     ask = Ask(request, generation.priority, deadline_s, tried)
-                    ask = self._ask_anew(ask, tried, counted, failure)
+                    again = self._retries.ask_anew(ask, tried, counted, failure)
+                    if again is None:
+                        raise self.picks.nothing_left(request, failure)
                     pick = partial(self.picks.choose_hot, request, tried)
-                    first = self._admission.at_once(ask, pick)
+                    first = self._admission.at_once(again, pick)
                     if first is None:
-                        async with aclosing(self._admission.wait(ask, pick)) as news:
+                        async with aclosing(self._admission.wait(again, pick)) as news:
                             async for each in news:
                                 if isinstance(each, Chosen):
                                     first = each
@@ -211,28 +198,10 @@ class Router:
                     elif error.suspicion and flight.tries[-1].tokens:
                         willing_later.add(key)  # each return needs tokens of the last stay, so this ends
                     outbid += error.fault is Fault.OUTBID
-                    counted += error.fault not in _DID_NOTHING
+                    counted += error.fault not in DID_NOTHING
                     self._metrics.failovers.labels(
                         error.fault.value, "resume" if flight.transcript.started else "retry"
                     ).inc()
-
-    def _ask_anew(self, ask: Ask, tried: set[Key], counted: int, failure: EndpointError | None) -> Ask:
-        """How to ask for a server for a request of which nothing went out yet. Raises Refusal if it may not again."""
-        if failure is None:
-            self._retry_budget.request()
-            return ask
-        if counted >= self._retry.max_attempts or not self._may_retry(failure):
-            raise self.picks.nothing_left(ask.request, failure)
-        # One that was overloaded may have room when it is this request's turn.
-        tried -= self._admission.rooms.overloaded_now()
-        return replace(ask, hold=failure.fault is not Fault.SERVER)
-
-    def _may_retry(self, failure: EndpointError) -> bool:
-        """Whether the retry budget has one left. Moving what a lost server had adds no load, and needs none."""
-        if failure.fault in _DID_NOTHING or self._retry_budget.take():
-            return True
-        self._metrics.retries_spared.inc()
-        return False
 
     async def _attempt(
         self,

@@ -35,9 +35,10 @@ from router.policies import policy
 from router.readying import Readying
 from router.report import Identity, Report
 from router.reservations import ReservationMetrics, Reservations
+from router.retries import RetryRules
 from router.retry_budget import RetryBudget, RetryBudgetRules
 from router.room import RoomRules, Rooms
-from router.router import RetryRules, Router
+from router.router import Router
 from router.scorers import Rates
 from router.service import InferenceService, RouterService
 from router.sessions import Sessions

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from discovery.endpoint import Endpoint, Load
-from router.admission import Admission, AdmissionRules, Ask
+from router.admission import Admission, AdmissionRules
 from router.admission_metrics import AdmissionMetrics
 from router.caches import Caches
 from router.calibration import Calibration
@@ -17,6 +17,7 @@ from router.ejection import Breakers, EjectionRules
 from router.fleet import Fleet
 from router.learned import Learned
 from router.ledger import Booking, Key, Ledger
+from router.outlook import Ask
 from router.policy import Chosen, Conditions, Policy
 from router.readying import Readying
 from router.room import RoomRules, Rooms

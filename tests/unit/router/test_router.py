@@ -26,9 +26,10 @@ from router.ledger import Ledger
 from router.metrics import RouterMetrics
 from router.policy import Policy
 from router.readying import Readying
+from router.retries import RetryRules
 from router.retry_budget import RetryBudget, RetryBudgetRules
 from router.room import RoomRules, Rooms
-from router.router import RetryRules, Router
+from router.router import Router
 from router.scorers import Rates
 from router.sessions import Sessions
 from router.sink import Sink
