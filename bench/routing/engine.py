@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bench.routing.gauge import Gauge
 from bench.routing.job import BLOCK_TOKENS, Flight
 from bench.routing.kv import Kv
 from bench.routing.speeds import Speeds
@@ -91,9 +92,7 @@ class Engine:
         self._context = 0
         self._stepping = False
         self._alive = True
-        self._decoded_ms = self._decoded = 0.0
-        # Of the steps since a prompt was computed: how many, how long, tokens in contexts.
-        self._alone = (0, 0.0, 0)
+        self._gauge = Gauge(self.meter)
 
     @property
     def streams(self) -> int:
@@ -111,11 +110,7 @@ class Engine:
 
     def load(self) -> Load:
         """The load as the server would report it."""
-        if self._decoded:
-            self.meter.itl.add(self._decoded_ms / 1e3, self._decoded, self._timeline.now_s)
-            self._decoded_ms = self._decoded = 0.0
-        if self._alone[1] >= 1e3:  # a real server settles once a second
-            self._spell()
+        self._gauge.settle(self._timeline.now_s)
         return Load(
             running=len(self._filling) + len(self._decoding),
             waiting=len(self._waiting),
@@ -128,13 +123,6 @@ class Engine:
             context_tokens=self._context + sum(each.to_compute for each in (*self._filling, *self._waiting)),
             step_ms_per_context_token=self.meter.step_ms_per_context_token,
         )
-
-    def _spell(self) -> None:
-        """What a while of decoding alone shows, as a real server's meter sees it."""
-        steps, took_ms, context = self._alone
-        if steps >= 4:
-            self.meter.decoded(context / steps, took_ms / steps / 1e3)
-        self._alone = (0, 0.0, 0)
 
     def start(self, flight: Flight) -> Stream:
         """A request came. What was emitted elsewhere is part of its prompt now."""
@@ -224,15 +212,9 @@ class Engine:
         counts = self.counts
         counts.steps += 1
         counts.tokens += decodes
-        if chunks:
-            self._spell()
-        elif decodes:
-            steps, took_ms, context = self._alone
-            self._alone = (steps + 1, took_ms + ms, context + self._context)
+        self._gauge.step(ms, decodes, self._context, prompts=bool(chunks))
         if decodes:
             counts.gaps_ms[int(ms)] += decodes
-            self._decoded_ms += ms * decodes
-            self._decoded += decodes
             self._context += decodes
         self._end_due()
         for stream, count in chunks:
