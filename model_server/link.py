@@ -18,6 +18,7 @@ from model_server.bids import Bids, Coming
 from model_server.digest import Digest, Feed
 from model_server.direct import DirectStreams
 from model_server.generation import Generator
+from model_server.news import News
 from model_server.parts import duration
 from model_server.progress import Progress, Watch
 from stoker.v1 import endpoint_pb2, worker_link_pb2
@@ -149,8 +150,6 @@ class LinkSession:
         self._generator = generator
         self._direct = direct
         self._router = ""
-        # News of streams that clients have here with this router's tickets.
-        self._news: list[worker_link_pb2.DirectStream] = []
         self._reminded_s = 0.0
         self._endpoint = endpoint
         self._steps = steps
@@ -158,8 +157,11 @@ class LinkSession:
         self._feed = Feed()
         self._clock = clock
         self._outbox = Outbox()
+        # Of streams that clients have here with this router's tickets.
+        self._news = News(clock, asyncio.get_running_loop().call_later, self._outbox.wake, self._urgent)
         self._writer = LinkWriter(self._outbox, context.write, clock)
         self._is_router = True
+        self._leaving = False
         self._streams = ServedStreams(self._outbox, f"{SERVICE}/Attach", self._serve)
         self._progress: dict[int, Progress] = {}
         self._watch = Watch()
@@ -174,7 +176,7 @@ class LinkSession:
         try:
             async with asyncio.TaskGroup() as tasks:
                 writing = tasks.create_task(self._write())
-                with self._direct.attached(hello.router, self._direct_news):
+                with self._direct.attached(hello.router, self._news.add):
                     await self._read(tasks)
                 # The router is gone: what runs for it is aborted.
                 writing.cancel()
@@ -185,6 +187,7 @@ class LinkSession:
 
     def goodbye(self, reason: str, grace_s: float) -> None:
         """Tell the router that the server leaves."""
+        self._leaving = True
         goodbye = worker_link_pb2.Goodbye(reason=reason, grace=duration(grace_s))
         self._outbox.say(worker_link_pb2.AttachResponse(goodbye=goodbye))
 
@@ -212,10 +215,6 @@ class LinkSession:
                     self._digest.attach(self._feed)
                     self._outbox.wake()
 
-    def _direct_news(self, news: worker_link_pb2.DirectStream) -> None:
-        self._news.append(news)
-        self._outbox.wake()
-
     async def _write(self) -> None:
         writer = self._writer
         while True:
@@ -225,8 +224,9 @@ class LinkSession:
             idle = self._idle(now_s)
             if now_s - self._reminded_s >= _REMIND_S:
                 self._reminded_s = now_s
-                self._news.extend(self._direct.running_for(self._router))
-            if idle or self._news or self._feed.behind or not self._outbox.empty:
+                for running in self._direct.running_for(self._router):
+                    self._news.add(running)
+            if idle or self._news.due or self._feed.behind or not self._outbox.empty:
                 await writer.send(self._step(idle, now_s))
             elif writer.due:
                 beat = worker_link_pb2.Heartbeat(
@@ -239,8 +239,7 @@ class LinkSession:
         response = self._outbox.take(self._steps())
         step = response.step
         step.running_without_output.extend(idle)
-        step.direct.extend(self._news)
-        self._news.clear()
+        self._news.take(step)
         if now_s - self._load_sent_s >= _LOAD_EVERY_S:
             self._load_sent_s = now_s
             step.load.CopyFrom(self._load())
@@ -276,6 +275,10 @@ class LinkSession:
             raise
         finally:
             del self._progress[stream_id]
+
+    def _urgent(self) -> bool:
+        endpoint = self._endpoint()
+        return self._leaving or endpoint.load.running + endpoint.load.waiting >= endpoint.max_streams
 
     def _load(self) -> endpoint_pb2.Load:
         return load_to_proto(self._endpoint().load)
