@@ -20,8 +20,8 @@ from stoker.v1 import (
     operations_pb2,
     operations_pb2_grpc,
 )
-from stoker_common import status
-from stoker_common.channel import MAX_REQUEST_BYTES, client_options
+from stoker_common import channels, status
+from stoker_common.channel import MAX_REQUEST_BYTES, Http2
 from stoker_common.refusal import exhausted
 
 _METHOD = "/stoker.v1.InferenceService/GenerateStream"
@@ -31,7 +31,9 @@ _SERVICE = "stoker.v1.InferenceService"
 class CallTransport:
     """A `Transport` that makes a call for each attempt."""
 
-    def __init__(self) -> None:
+    def __init__(self, http2: Http2 = "grpc") -> None:
+        """`http2`: whose HTTP/2 reaches endpoints."""
+        self._http2 = http2
         self._channels: dict[Key, grpc.aio.Channel] = {}
         self._calls: dict[Key, int] = {}
         self._kept: frozenset[Key] = frozenset()
@@ -155,9 +157,7 @@ class CallTransport:
         """The endpoint's channel, made on first use."""
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = grpc.aio.insecure_channel(
-                address, options=client_options(ping_when_idle=True)
-            )
+            channel = self._channels[key] = channels.channel(self._http2, address, ping_when_idle=True)
         return channel
 
     def _models(self, endpoint: Endpoint) -> model_pb2_grpc.ModelServiceStub:

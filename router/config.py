@@ -63,7 +63,10 @@ class RouterSettings(Settings):
         10.0, ge=5, description="how long a client that asked Route has to begin at the server, in seconds"
     )
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")
-    http2: Http2 = Field("grpc", description="whose HTTP/2 serves clients: gRPC's own, or Stoker's, for many streams")
+    http2: Http2 = Field(
+        "grpc",
+        description="whose HTTP/2 serves clients and reaches servers: gRPC's own, or Stoker's, for many streams",
+    )
     reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
     otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

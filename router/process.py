@@ -41,7 +41,12 @@ async def serve(settings: RouterSettings, place: Place, announce: Announce, leav
         world = World(
             watcher=ConsulWatcher(consul, settings.zone, rng=rng, zones=settings.zones or None),
             transport=LinkTransport(
-                CallTransport(), router=place.name, zone=settings.zone, clock=time.monotonic, rng=rng, rules=LinkRules()
+                CallTransport(settings.http2),
+                router=place.name,
+                zone=settings.zone,
+                clock=time.monotonic,
+                rng=rng,
+                rules=LinkRules(),
             ),
             traces=traces,
             clock=time.monotonic,

@@ -34,6 +34,8 @@ from stoker_client.servers import Servers
 from stoker_client.sources import source
 from stoker_client.stream import Stream
 from stoker_common.backoff import Backoff
+from stoker_common.channel import Http2
+from stoker_common.channels import check
 from stoker_common.fold import Fold
 from stoker_common.link.versions import SPOKEN
 
@@ -49,6 +51,7 @@ class Settings(TypedDict, total=False):
     resume_within_s: float
     tracer: trace.Tracer | None
     mode: Literal["auto", "direct", "relay"]
+    http2: Http2
 
 
 class Client:
@@ -74,16 +77,23 @@ class Client:
         resume_within_s: float = HOLD_S,
         tracer: trace.Tracer | None = None,
         mode: Literal["auto", "direct", "relay"] = "relay",
+        http2: Http2 = "grpc",
     ) -> None:
         """`timeout_s` bounds a whole call unless the call says otherwise (None: no bound); `connect_timeout_s` what one
         address may take to connect before the next one's turn; `resume_within_s` how long a router is looked for to go
         on with an answer, since its last part came. `tracer` makes a span for each call, by default the one that the
         application has set up for OpenTelemetry, if it has. `mode`: whether answers come through routers (`relay`),
         from the servers that routers name (`direct`), or from servers where they can be reached and else through
-        routers (`auto`): docs/adr/0108. In each, another one goes on with what one can no longer answer."""
+        routers (`auto`): docs/adr/0108. In each, another one goes on with what one can no longer answer. `http2`: whose
+        HTTP/2 they are reached by, gRPC's own or `stoker`, which costs less with many streams (docs/adr/0152).
+        Raises ValueError where it cannot reach an address (`unix:`)."""
         forms = [addresses] if isinstance(addresses, str) else list(addresses)
         if not forms:
             raise ValueError("a client needs at least one address, host:port")
+        for form in forms:
+            if not form.startswith("consul://"):
+                check(http2, form)
+        self._http2 = http2
         self._rng = random.Random()
         self._hello = worker_link_pb2.Hello(
             link_version=SPOKEN.highest, router=f"client-{uuid.uuid4().hex[:12]}", client=True
@@ -194,10 +204,10 @@ class Client:
         return await self._calls.one("explain", lambda channel: RouterServiceStub(channel).Explain, request)
 
     def _server(self, address: str) -> Peer:
-        return Peer(address, self._hello, OF_SERVERS, Backoff(self._rng, 0.1, 2.0))
+        return Peer(address, self._hello, OF_SERVERS, Backoff(self._rng, 0.1, 2.0), http2=self._http2)
 
     def _router(self, address: str) -> Peer:
-        return Peer(address, self._hello, LinkUse(), Backoff(self._rng, 0.1, 2.0))
+        return Peer(address, self._hello, LinkUse(), Backoff(self._rng, 0.1, 2.0), http2=self._http2)
 
     async def _stream(
         self, generation: generation_pb2.Generation, timeout_s: float | None

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from stoker_common.channel import Http2
 from stoker_common.settings import Settings
 
 DEFAULT_ROUTER = "127.0.0.1:7070"
@@ -22,6 +23,9 @@ class ClientSettings(Settings):
         default="relay",
         description="How answers come: through routers, from servers that routers name, or from servers where they can "
         "be reached and else through routers (auto)",
+    )
+    http2: Http2 = Field(
+        default="grpc", description="Whose HTTP/2 reaches the mesh: gRPC's own, or Stoker's, for many streams"
     )
     timeout_s: float = Field(default=300.0, gt=0, description="What a whole call may take, in seconds")
     connect_timeout_s: float = Field(

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-import grpc
-
 from stoker.v1 import (
     generation_pb2,
     inference_pb2,
@@ -22,7 +20,8 @@ from stoker.v1 import (
 from stoker_client.call import Metadata, raising_stoker_error
 from stoker_client.errors import StokerError
 from stoker_common.backoff import Backoff
-from stoker_common.channel import client_options
+from stoker_common.channel import Http2
+from stoker_common.channels import channel
 from stoker_common.clock import Clock
 from stoker_common.link.client import Link, LinkRules
 from stoker_common.link.state import Cause, LinkError, LinkState
@@ -62,10 +61,17 @@ class Peer:
     """A channel to one address, and the link on it while there is one. Belongs to one event loop."""
 
     def __init__(
-        self, address: str, hello: worker_link_pb2.Hello, use: LinkUse, backoff: Backoff, clock: Clock = time.monotonic
+        self,
+        address: str,
+        hello: worker_link_pb2.Hello,
+        use: LinkUse,
+        backoff: Backoff,
+        clock: Clock = time.monotonic,
+        http2: Http2 = "grpc",
     ) -> None:
+        """`http2`: whose HTTP/2 reaches it. Raises ValueError for an address that Stoker's cannot reach."""
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address, options=client_options())
+        self.channel = channel(http2, address)
         self._use = use
         self._clock = clock
         self.in_flight = 0

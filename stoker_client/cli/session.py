@@ -65,6 +65,7 @@ async def connected(settings: ClientSettings) -> AsyncIterator[Client]:
             connect_timeout_s=settings.connect_timeout_s,
             tracer=traces.tracer,
             mode=settings.mode,
+            http2=settings.http2,
         )
     except ValueError as error:
         raise click.UsageError(f"client.router: {error}") from error

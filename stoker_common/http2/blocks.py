@@ -1,11 +1,14 @@
 """Header blocks, from HEADERS and what CONTINUATION adds to it, as lists of fields: bounded before they are decoded."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
 
+from stoker_common.http2.answer import Answer
 from stoker_common.http2.faults import ConnectionFault, protocol_error, too_much
 from stoker_common.http2.frames import END_HEADERS, PADDED, WITH_PRIORITY, ErrorCode
 from stoker_common.http2.limits import Limits
@@ -27,11 +30,12 @@ _KNOWN_LIST_BYTES: Final = 2 << 10
 class Block:
     """A whole block: its fields, and what was read from them, for the next that is alike."""
 
-    __slots__ = ("fields", "request")
+    __slots__ = ("answer", "fields", "request")
 
     def __init__(self, fields: Fields) -> None:
         self.fields = fields
         self.request: Request | Unfit | None = None
+        self.answer: Answer | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -39,11 +43,16 @@ class Block:
         return sum(len(name) + len(value) for name, value in self.fields)
 
 
+_NONE: Final[Mapping[bytes, Block]] = MappingProxyType({})
+
+
 class HeaderBlocks:
     """One connection's. A block is whole with the frame that says so; until then no other frame may come."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, constant: Mapping[bytes, Block] = _NONE) -> None:
+        """`constant`: blocks that refer to no table, and need not be decoded."""
         self._limits = limits
+        self._constant = constant
         self._decoder = Decoder(max_header_list_size=limits.header_list_bytes)
         # Those that were decoded since the decoder's table changed, by their bytes.
         self._known: dict[bytes, Block] = {}
@@ -82,7 +91,7 @@ class HeaderBlocks:
         return self._decoded(block)
 
     def _decoded(self, data: bytes) -> Block:
-        block = self._known.get(data)
+        block = self._constant.get(data) or self._known.get(data)
         if block is not None:
             return block
         try:

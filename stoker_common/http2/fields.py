@@ -20,8 +20,8 @@ _MESSAGE_PLAIN: Final = frozenset(range(0x20, 0x7F)) - {ord("%")}
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-def _integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
-    """RFC 7541, section 5.1."""
+def integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
+    """A number in `prefix_bits` of a byte whose others are `first`, and in what follows it (RFC 7541, section 5.1)."""
     most = (1 << prefix_bits) - 1
     if value < most:
         return bytes((first | value,))
@@ -34,17 +34,18 @@ def _integer(value: int, prefix_bits: int, first: int = 0) -> bytes:
     return bytes(out)
 
 
-def _string(data: bytes) -> bytes:
-    return _integer(len(data), 7) + data
+def string(data: bytes) -> bytes:
+    """As it is, without Huffman's code (RFC 7541, section 5.2)."""
+    return integer(len(data), 7) + data
 
 
 def literal(name: bytes, value: bytes) -> bytes:
     """A field, its name in lower case."""
-    return b"\0" + _string(name) + _string(value)
+    return b"\0" + string(name) + string(value)
 
 
 # Before an answer's messages.
-HEADERS: Final = _STATUS_200 + _integer(_CONTENT_TYPE_NAME, 4) + _string(b"application/grpc")
+HEADERS: Final = _STATUS_200 + integer(_CONTENT_TYPE_NAME, 4) + string(b"application/grpc")
 STATUS_OK: Final = literal(b"grpc-status", b"0")
 # What a message may be compressed with.
 ENCODINGS: Final = "identity,deflate,gzip"
@@ -54,7 +55,7 @@ ACCEPT_IDENTITY: Final = literal(b"grpc-accept-encoding", b"identity")
 
 def http_status(status: int) -> bytes:
     """The whole block of an answer that is none of gRPC's."""
-    return _integer(_STATUS_NAME, 4) + _string(str(status).encode())
+    return integer(_STATUS_NAME, 4) + string(str(status).encode())
 
 
 def status(code: int, message: str) -> bytes:

@@ -9,6 +9,7 @@ HEAD_BYTES: Final = 9
 # What a peer takes before it says otherwise.
 FIRST_FRAME_BYTES: Final = 16_384
 LARGEST_FRAME_BYTES: Final = (1 << 24) - 1
+FIRST_TABLE_BYTES: Final = 4096
 FIRST_WINDOW_BYTES: Final = 65_535
 LARGEST_WINDOW_BYTES: Final = (1 << 31) - 1
 LARGEST_STREAM_ID: Final = (1 << 31) - 1
@@ -50,6 +51,7 @@ class ErrorCode(IntEnum):
 class Setting(IntEnum):
     """What a peer may set (RFC 9113, section 6.5.2). Others are passed over."""
 
+    HEADER_TABLE_SIZE = 0x1
     ENABLE_PUSH = 0x2
     MAX_CONCURRENT_STREAMS = 0x3
     INITIAL_WINDOW_SIZE = 0x4
@@ -89,10 +91,10 @@ def header_frames(block: bytes, flags: int, stream_id: int) -> bytes:
     )
 
 
-def message_head(size: int, stream_id: int) -> bytes:
+def message_head(size: int, flags: int, stream_id: int) -> bytes:
     """What comes before a whole message of `size` bytes that fits into one DATA frame. Runs once a token."""
     framed = size + MESSAGE_PREFIX_BYTES
-    return _MESSAGE_HEAD.pack(framed >> 8, framed & 0xFF, DATA, 0, stream_id, 0, size)
+    return _MESSAGE_HEAD.pack(framed >> 8, framed & 0xFF, DATA, flags, stream_id, 0, size)
 
 
 def message_prefix(size: int) -> bytes:

@@ -50,6 +50,10 @@ class Lifetime(asyncio.Protocol):
     def _sent_all(self, stream_id: int) -> None:
         """The stream's last frame is on its way."""
 
+    @abstractmethod
+    def _worth_asking(self) -> bool:
+        """Whether it matters that the other end is still there."""
+
     @property
     @abstractmethod
     def _heard_to(self) -> int:
@@ -70,7 +74,9 @@ class Lifetime(asyncio.Protocol):
             self._bounds.unsent.share(self._limits.unsent_bytes),
             lambda why: self._bounds.refuse("unsent", self.peer, why),
         )
-        self._keepalive = Keepalive(self._loop, self._limits, lambda: self._sender.control(ping(_ALIVE)), self._silent)
+        self._keepalive = Keepalive(
+            self._loop, self._limits, self._worth_asking, lambda: self._sender.control(ping(_ALIVE)), self._silent
+        )
         self._timer = self._loop.call_later(self._limits.handshake_s, self._not_greeted)
         self._connected()
 

@@ -1,4 +1,5 @@
-"""What one client may ask of the server, and all together: sizes, rates and times, each with its reason."""
+"""What one client may ask of the server, and all together: sizes, rates and times, each with its reason. And what a
+client lets a server do."""
 
 from dataclasses import dataclass
 
@@ -78,3 +79,16 @@ class Limits:
     linger_s: float = 60.0
     # How long a client that was told of the end may go on opening streams: as long as the word may take.
     goaway_s: float = 1.0
+    # Whether a connection without streams is asked, too.
+    pings_idle: bool = True
+    # What a client's connection may take until its server has said what it takes.
+    connect_s: float = 2.0
+
+
+def client_limits(*, ping_when_idle: bool = False) -> Limits:
+    """Of a client's connection. `ping_when_idle`: see `client_options`.
+
+    A server that froze is noticed within 2 to 2.5 s: what fails over has 3 s for it. The answer to a PING has less time
+    than gRPC's has, and the server's loop, which gives it here, has to be late by 1.5 s to be taken for dead.
+    """
+    return Limits(ping_interval_s=0.5, ping_timeout_s=1.5, pings_idle=ping_when_idle)

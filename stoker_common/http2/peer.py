@@ -1,12 +1,14 @@
-"""What a client says of itself: its settings, and where it is."""
+"""What the other end says of itself: its settings, and where it is."""
 
 import struct
 
 from stoker_common.http2.faults import ConnectionFault, protocol_error
 from stoker_common.http2.frames import (
     FIRST_FRAME_BYTES,
+    FIRST_TABLE_BYTES,
     FIRST_WINDOW_BYTES,
     LARGEST_FRAME_BYTES,
+    LARGEST_STREAM_ID,
     LARGEST_WINDOW_BYTES,
     ErrorCode,
     Setting,
@@ -16,12 +18,15 @@ _SETTING = struct.Struct(">HL")
 
 
 class PeerSettings:
-    """What the client takes. Ours are not told it again."""
+    """What it takes. Ours are not told it again."""
 
     def __init__(self) -> None:
         # Of a stream, at first.
         self.window = FIRST_WINDOW_BYTES
         self.frame_bytes = FIRST_FRAME_BYTES
+        # Streams at once that it takes of ours, and bytes of the table that our header blocks may refer to.
+        self.streams = LARGEST_STREAM_ID
+        self.table_bytes = FIRST_TABLE_BYTES
 
     def take(self, payload: bytes) -> int:
         """SETTINGS came. By how much every stream's window grows, or shrinks. Raises ConnectionFault."""
@@ -37,6 +42,10 @@ class PeerSettings:
                 if not FIRST_FRAME_BYTES <= value <= LARGEST_FRAME_BYTES:
                     raise protocol_error("no frame can have that size")
                 self.frame_bytes = value
+            elif key == Setting.MAX_CONCURRENT_STREAMS:
+                self.streams = value
+            elif key == Setting.HEADER_TABLE_SIZE:
+                self.table_bytes = value
             elif key == Setting.ENABLE_PUSH and value > 1:
                 raise protocol_error("pushing is on or off")
         return self.window - before

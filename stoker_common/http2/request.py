@@ -76,10 +76,8 @@ def read(stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> Request | Unf
             elif name == b"te" and value != b"trailers":
                 # RFC 9113, section 8.2.2.
                 raise _malformed(stream_id, "its te says more than trailers")
-        elif not _NAME.fullmatch(name) or name in _HOP or _FORBIDDEN.search(value):
-            raise _malformed(stream_id, "one of its fields may not be there")
         else:
-            metadata.extend(_entry(stream_id, name, value))
+            metadata.extend(entries(stream_id, name, value))
     if not pseudo.get(b":path") or b":method" not in pseudo or b":scheme" not in pseudo:
         raise _malformed(stream_id, "it lacks a method, a scheme or a path")
     if pseudo[b":method"] != b"POST":
@@ -89,7 +87,10 @@ def read(stream_id: int, fields: Iterable[tuple[bytes, bytes]]) -> Request | Unf
     return Request(pseudo[b":path"].decode("latin-1"), tuple(metadata), timeout_s, encoding, size, content_bytes)
 
 
-def _entry(stream_id: int, name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:
+def entries(stream_id: int, name: bytes, value: bytes) -> list[tuple[str, str | bytes]]:
+    """What a field says as metadata. Raises StreamFault for one that may not be there."""
+    if not _NAME.fullmatch(name) or name in _HOP or _FORBIDDEN.search(value):
+        raise _malformed(stream_id, "one of its fields may not be there")
     key = name.decode("ascii")
     if not key.endswith("-bin"):
         return [(key, value.decode("latin-1"))]
@@ -108,4 +109,4 @@ def _timeout_s(stream_id: int, value: bytes) -> float:
 
 
 def _malformed(stream_id: int, why: str) -> StreamFault:
-    return StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"a request is malformed: {why}")
+    return StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"a header list is malformed: {why}")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from stoker_common.http2.frames import (
     DATA,
+    END_STREAM,
     FIRST_FRAME_BYTES,
     FIRST_WINDOW_BYTES,
     HEAD_BYTES,
@@ -93,8 +94,9 @@ class Sender:
             self._scheduled = True
             self._soon(self._flush)
 
-    def message(self, stream: Outgoing, message: bytes) -> bool:
-        """A message of a stream's. Runs once a token. False, and it is not sent, where too much waits already."""
+    def message(self, stream: Outgoing, message: bytes, flags: int = 0) -> bool:
+        """A message of a stream's, `flags` on its frame. Runs once a token. False, and it is not sent, where too much
+        waits already."""
         size = len(message) + MESSAGE_PREFIX_BYTES
         if (
             not stream.backlog_bytes
@@ -107,7 +109,7 @@ class Sender:
             stream.window -= size
             self._window -= size
             self._data_frames += 1
-            self._out.append(message_head(len(message), stream.stream_id))
+            self._out.append(message_head(len(message), flags, stream.stream_id))
             self._out.append(message)
             self._out_bytes += size + HEAD_BYTES
             if not self._scheduled:
@@ -119,6 +121,8 @@ class Sender:
             return False
         stream.add(message_prefix(len(message)), message)
         self._unsent.add(size)
+        if flags & END_STREAM:
+            stream.ending = head(0, DATA, END_STREAM, stream.stream_id)
         self._make_ready(stream)
         return True
 

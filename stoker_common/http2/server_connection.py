@@ -89,6 +89,10 @@ class ServerConnection(Connection[ServerStream]):
         if not self._leaving:
             self._timer.cancel()
 
+    def _worth_asking(self) -> bool:
+        # Also of who has no streams: a descriptor and what it holds are let go of.
+        return True
+
     @property
     def _heard_to(self) -> int:
         return self._last_id

@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
@@ -42,6 +43,14 @@ OnDigest = Callable[[worker_link_pb2.CacheDigest], bool]
 # What a message takes more beside another: its tag and its length.
 _MORE_BYTES = 8
 Call = grpc.aio.StreamStreamCall[bytes, bytes]
+
+
+@runtime_checkable
+class Heard(Protocol):
+    """A call that hands over what comes as it comes; grpc's own has to be read."""
+
+    def hear(self, hear: Callable[[bytes], None]) -> None:
+        """Hand each message to `hear` from now on. Reading gives the end alone, and what `hear` raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,35 +251,42 @@ class Link:
             call.cancel()
 
     async def _read(self, call: Call) -> None:
+        if isinstance(call, Heard):
+            # In the turn of the loop in which it came: no task is woken for a message.
+            call.hear(self._hear)
         while isinstance(data := await call.read(), bytes):
-            self._silence.heard()
-            response = worker_link_pb2.AttachResponse.FromString(data)
-            if response.HasField("step"):
-                step = response.step
-                if step.HasField("digest"):
-                    self._cached(step.digest)
-                if step.HasField("parts"):
-                    self._take_parts(step.parts)
-                for output in step.outputs:
-                    self._take(output)
-                for stream_id in step.running_without_output:
-                    self._left_out(stream_id)
-                if self._on_direct is not None:
-                    for news in step.direct:
-                        self._on_direct(news)
-                self._sign(step.step, step.load if step.HasField("load") else None)
-            elif response.HasField("heartbeat"):
-                beat = response.heartbeat
-                if beat.HasField("digest"):
-                    self._cached(beat.digest)
-                self._sign(beat.step, beat.load if beat.HasField("load") else None)
-            elif response.HasField("goodbye"):
-                log.info("server leaves", extra={"server": self._peer, "reason": response.goodbye.reason})
-                self._become(LinkState.LEAVING)
-            elif response.HasField("refused"):
-                refused = response.refused
-                about = {"server": self._peer, "stream": refused.stream_id, "why": refused.error.message}
-                log.error("a message was not taken", extra=about)
+            self._hear(data)
+
+    def _hear(self, data: bytes) -> None:
+        """A message came."""
+        self._silence.heard()
+        response = worker_link_pb2.AttachResponse.FromString(data)
+        if response.HasField("step"):
+            step = response.step
+            if step.HasField("digest"):
+                self._cached(step.digest)
+            if step.HasField("parts"):
+                self._take_parts(step.parts)
+            for output in step.outputs:
+                self._take(output)
+            for stream_id in step.running_without_output:
+                self._left_out(stream_id)
+            if self._on_direct is not None:
+                for news in step.direct:
+                    self._on_direct(news)
+            self._sign(step.step, step.load if step.HasField("load") else None)
+        elif response.HasField("heartbeat"):
+            beat = response.heartbeat
+            if beat.HasField("digest"):
+                self._cached(beat.digest)
+            self._sign(beat.step, beat.load if beat.HasField("load") else None)
+        elif response.HasField("goodbye"):
+            log.info("server leaves", extra={"server": self._peer, "reason": response.goodbye.reason})
+            self._become(LinkState.LEAVING)
+        elif response.HasField("refused"):
+            refused = response.refused
+            about = {"server": self._peer, "stream": refused.stream_id, "why": refused.error.message}
+            log.error("a message was not taken", extra=about)
 
     def _cached(self, digest: worker_link_pb2.CacheDigest) -> None:
         """Before a step's outputs, so that whoever is told of a computed prompt finds it in the cache."""

@@ -31,6 +31,8 @@ from stoker_common.link.client import LinkRules
 from stoker_common.link.outbox import Outbox
 from stoker_common.link.state import LinkState
 from stoker_common.refusal import Code, unavailable
+from stoker_common.settings import env_name
+from tests.fakes.chosen import http2
 from tests.fakes.fleet import FAST, FleetServer, running_server, server_settings
 from tests.fakes.inference import generation
 from tests.fakes.stopwatch import Stopwatch
@@ -100,7 +102,7 @@ class Way:
 async def way(kind: str, sim: SimSettings = FAST, **settings: Any) -> AsyncIterator[Way]:
     """A server and the way to it, up."""
     async with running_server(server_settings(**settings), sim) as fleet:
-        calls = CallTransport()
+        calls = CallTransport(http2("router"))
         transport: Transport = calls
         if kind == "links":
             transport = LinkTransport(
@@ -128,6 +130,13 @@ async def way(kind: str, sim: SimSettings = FAST, **settings: Any) -> AsyncItera
 
 
 kinds = pytest.mark.parametrize("kind", ["calls", "links"])
+
+
+@pytest.fixture(autouse=True, params=["grpc", "stoker"])
+def _http2(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose HTTP/2 is at both ends."""
+    for section in ("router", "model_server"):
+        monkeypatch.setenv(env_name(section, "http2"), request.param)
 
 
 @kinds

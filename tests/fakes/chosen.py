@@ -2,10 +2,11 @@
 
 import os
 
+from stoker_common.channel import Http2
 from stoker_common.settings import env_name
 
 
-def http2(section: str) -> str:
-    """Whose HTTP/2 routers (`router`) or model servers (`model_server`) of tests serve by: all suites run with either,
+def http2(section: str) -> Http2:
+    """Whose HTTP/2 routers (`router`) and model servers (`model_server`) of tests use: all suites run with either,
     as `STOKER_ROUTER_HTTP2=stoker STOKER_MODEL_SERVER_HTTP2=stoker pytest`."""
-    return os.environ.get(env_name(section, "http2"), "grpc")
+    return "stoker" if os.environ.get(env_name(section, "http2")) == "stoker" else "grpc"

@@ -70,7 +70,7 @@ async def router(
         **{"zone": zone, "listen_port": 0, "drain_seconds": 5.0, "http2": http2("router"), **changes}
     )
     rng = random.Random(1)
-    calls = CallTransport()
+    calls = CallTransport(settings.http2)
     linked = LinkTransport(calls, router=f"router-{zone}", zone=zone, clock=time.monotonic, rng=rng, rules=LinkRules())
     world = World(
         watcher=catalog.watcher(zone),
