@@ -10,11 +10,9 @@ without the plugin `stoker_resume` no restore (`--env VLLM_PLUGINS=stoker_parent
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
-import signal
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +21,7 @@ from tokenizers import Tokenizer
 
 from bench.faults_vllm import kinds, table, trials
 from bench.faults_vllm.mesh import ROOT, ServerKind, running
+from bench.stopped import until_stopped
 
 _MODEL = Path(os.environ.get("STOKER_MODEL") or ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct")
 _LOADED_WITHIN_S = 300.0
@@ -87,12 +86,7 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="of the servers, after --")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    # A shell's background jobs ignore it; `timeout -s INT` is to end this one in order.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        asyncio.run(measure(options))
-    except KeyboardInterrupt:
-        raise SystemExit("stopped before all trials were done; the rows of those that were are kept") from None
+    until_stopped(measure(options), "trials")
 
 
 if __name__ == "__main__":

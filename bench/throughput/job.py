@@ -10,7 +10,21 @@ WAYS: tuple[Way, ...] = ("link", "calls", "direct")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Line:
+    """What goes to a process and comes from it."""
+
+    def line(self) -> str:
+        """To be read by `parse`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """What a line says. Raises TypeError if it is another one's."""
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Line):
     """Streams to one address. Prompts are `prompt_tokens` random ids below `vocabulary`, or `text` and a number."""
 
     address: str
@@ -24,35 +38,17 @@ class Job:
     text: str = ""
     streams_per_channel: int = 8
 
-    def line(self) -> str:
-        """To be read by `parse`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """The job of a line."""
-        return cls(**json.loads(line))
-
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Span(Line):
     """From when to when tokens count, by the monotonic clock, in s; `to_s` None: until each stream has ended once."""
 
     from_s: float
     to_s: float | None
 
-    def line(self) -> str:
-        """To be read by `parse`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """The span of a line."""
-        return cls(**json.loads(line))
-
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Done(Line):
     """What came in the span, and `last_s`, when the last of it did. `cores` is what this process used."""
 
     tokens: int
@@ -60,12 +56,3 @@ class Done:
     ttft_ms: list[float]
     cores: float
     lag_p99_ms: float
-
-    def line(self) -> str:
-        """To be read by `parse`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """What a line says."""
-        return cls(**json.loads(line))

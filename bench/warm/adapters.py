@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from bench.faults_vllm.mesh import ROOT, ServerKind, running
 from bench.relay.load import quantile
+from bench.stopped import until_stopped
 from bench.warm.load import Row
 from bench.warm.lora_weights import LINEAR, random_adapter
 from stoker_client import Client, StokerError
@@ -218,12 +218,7 @@ def main() -> None:
     if not 0 < options.most < options.adapters:
         parser.error("more adapters than are hot at once, or nobody makes room")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    # A shell's background jobs ignore it; `timeout -s INT` is to end this one in order.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        asyncio.run(measure(options))
-    except KeyboardInterrupt:
-        raise SystemExit("stopped before all was measured; the rows of what was are kept") from None
+    until_stopped(measure(options), "parts")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """What vLLM is told of LoRA adapters: its room for them, each one's name, and what it is to forget."""
 
-import importlib
-import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +8,7 @@ from typing import Any
 import pytest
 
 from model_server.engine import EngineError
-from model_server.engines.vllm_settings import VllmSettings, environment
+from tests.fakes.vllm_module import vllm_module
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -34,12 +31,9 @@ class Llm:
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[ModuleType]:
-    """The module under test: importing it imports vLLM, whose libraries warn."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for key, value in environment(VllmSettings(model="m"), os.environ).items():
-            patch.setenv(key, value)
-        yield importlib.import_module("model_server.engines.vllm_adapters")
+    """The module under test."""
+    with vllm_module("vllm_adapters") as found:
+        yield found
 
 
 def folder(path: Path, weights: bytes) -> str:

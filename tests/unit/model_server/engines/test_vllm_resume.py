@@ -1,8 +1,6 @@
 """Requests that go on with another engine's output, made ready for vLLM; what its own processes do with them."""
 
 import importlib
-import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -12,8 +10,8 @@ import pytest
 
 from model_server.engine import EngineRefused, EngineRequest, ResumeMode
 from model_server.engines.vllm_resume_core import REPLAY_KEY, RESTORE_KEY, emitted_ids
-from model_server.engines.vllm_settings import VllmSettings, environment
 from stoker.v1 import generation_pb2, inference_pb2
+from tests.fakes.vllm_module import vllm_module
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -24,12 +22,9 @@ EOS = 2
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[ModuleType]:
-    """The module under test: importing it imports vLLM, whose libraries warn."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for key, value in environment(VllmSettings(model="m"), os.environ).items():
-            patch.setenv(key, value)
-        yield importlib.import_module("model_server.engines.vllm_resume")
+    """The module under test."""
+    with vllm_module("vllm_resume") as found:
+        yield found
 
 
 def request(mode: ResumeMode, emitted: tuple[int, ...] = (5, 6, 7), **sampling: Any) -> EngineRequest:

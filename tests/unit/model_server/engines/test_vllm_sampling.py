@@ -1,9 +1,6 @@
 """Sampling and structured output as vLLM's parameters, with the installed vLLM."""
 
-import importlib
 import json
-import os
-import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -12,8 +9,8 @@ import pytest
 
 from model_server.engine import EngineRefused, EngineRequest
 from model_server.engines.vllm_refusal import refusal
-from model_server.engines.vllm_settings import VllmSettings, environment
 from stoker.v1 import generation_pb2
+from tests.fakes.vllm_module import vllm_module
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -22,12 +19,9 @@ Sampling, Form, Detection = generation_pb2.Sampling, generation_pb2.StructuredOu
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[ModuleType]:
-    """The module under test: importing it imports vLLM, whose libraries warn."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for key, value in environment(VllmSettings(model="m"), os.environ).items():
-            patch.setenv(key, value)
-        yield importlib.import_module("model_server.engines.vllm_sampling")
+    """The module under test."""
+    with vllm_module("vllm_sampling") as found:
+        yield found
 
 
 class Made:
