@@ -42,6 +42,8 @@ class Load:
     # Tokens of prompts and answers of all streams there, each for itself; and what a step takes for each of them.
     context_tokens: int = 0
     step_ms_per_context_token: float = 0.0
+    # Of the waiting tokens, those that routers expect to be in caches there; None where nobody tells them apart.
+    waiting_cached_prompt_tokens: int | None = None
     # What room for a model that is not hot would cost, beside making it ready. Links tell it, the catalog does not.
     room_ms: float = 0.0
     # The models that would make that room.

@@ -35,6 +35,9 @@ def load_from_proto(load: endpoint_pb2.Load) -> Load:
         attention_tokens=load.attention_tokens,
         context_tokens=load.context_tokens,
         step_ms_per_context_token=load.step_ms_per_context_token,
+        waiting_cached_prompt_tokens=(
+            load.waiting_cached_prompt_tokens if load.HasField("waiting_cached_prompt_tokens") else None
+        ),
         room_ms=load.room.ToNanoseconds() / 1e6,
         yielding=tuple(load.yielding),
     )
@@ -54,6 +57,7 @@ def load_to_proto(load: Load) -> endpoint_pb2.Load:
         attention_tokens=load.attention_tokens,
         context_tokens=load.context_tokens,
         step_ms_per_context_token=load.step_ms_per_context_token,
+        waiting_cached_prompt_tokens=load.waiting_cached_prompt_tokens,
         room=seconds(load.room_ms / 1e3) if load.room_ms else None,
         yielding=load.yielding,
     )

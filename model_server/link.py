@@ -55,6 +55,7 @@ class Links:
         steps: Callable[[], int],
         digest: Digest,
         clock: Clock,
+        bids: Bids,
     ) -> None:
         # What is spoken here; each session speaks the highest that its router does, too.
         self.versions = SPOKEN
@@ -65,7 +66,7 @@ class Links:
         self._digest = digest
         self._clock = clock
         self._sessions: set[LinkSession] = set()
-        self._bids = Bids(lambda: endpoint().load.waiting_prompt_tokens)
+        self._bids = bids
 
     @property
     def attached(self) -> int:

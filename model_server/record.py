@@ -96,8 +96,10 @@ class Record:
         meters: Meters,
         usage: Callable[[], Usage],
         room: Callable[[], Price] = Price,
+        cached: Callable[[], int] = int,
     ) -> None:
-        """`room`: what room for one more model would cost."""
+        """`room`: what room for one more model would cost; `cached`: waiting tokens expected in caches."""
+        self._cached = cached
         self._room = room
         self._base = base
         self._engines = engines
@@ -126,6 +128,7 @@ class Record:
             attention_tokens=meters.attention_tokens,
             context_tokens=meters.context_tokens,
             step_ms_per_context_token=meters.step_ms_per_context_token,
+            waiting_cached_prompt_tokens=self._cached(),
             room_ms=_NEVER_MS if room.s is None else min(_NEVER_MS, room.s * 1e3),
             yielding=room.victims,
         )

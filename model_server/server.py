@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from discovery.catalog import Registrar
 from discovery.endpoint import Endpoint, Load
 from discovery.pins import NoPins, Pins
+from model_server.bids import Bids
 from model_server.config import ServerSettings
 from model_server.digest import Digest
 from model_server.direct import DirectStreams
@@ -189,7 +190,10 @@ class ModelServer:
             tickets=TicketCheck(keys, self.endpoint, self._wall_clock),
             direct=direct,
         )
-        self.links = Links(generator, direct, self.endpoint, lambda: self.models.load().steps, self.digest, self._clock)
+        bids = Bids(lambda: self.models.meters.waiting_prompt_tokens)
+        self.links = Links(
+            generator, direct, self.endpoint, lambda: self.models.load().steps, self.digest, self._clock, bids
+        )
         handlers = (
             InferenceService(generator).handlers(),
             ModelService(self.endpoint, self.models).handlers(),
@@ -198,7 +202,9 @@ class ModelServer:
             self.links.handlers(),
         )
         await self._listener.start(handlers, (INFERENCE, MODELS) if self.settings.reflection else ())
-        self._record = Record(self._base(), self.models, self.models.meters, self.models.usage, self.models.room)
+        self._record = Record(
+            self._base(), self.models, self.models.meters, self.models.usage, self.models.room, lambda: bids.cached
+        )
 
     def _base(self) -> Endpoint:
         settings = self.settings

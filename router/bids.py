@@ -22,11 +22,17 @@ def bid(request: Request, chosen: Chosen, account: Account, typical: Typical, lo
     What may wait there is what was reported, what we have sent since, and so much more that the next best server would
     have been as good.
     """
-    rate = account.load.prefill_tokens_per_second or typical.prefill_tokens_per_second
-    attention = account.load.attention_tokens or typical.attention_tokens
-    made = worker_link_pb2.Bid(prompt_tokens=round(prompt_work(request.prompt_tokens, 0, attention)))
+    load, cost = account.load, chosen.candidate.cost
+    rate = load.prefill_tokens_per_second or typical.prefill_tokens_per_second
+    attention = load.attention_tokens or typical.attention_tokens
+    whole = prompt_work(request.prompt_tokens, 0, attention)
+    computed = prompt_work(request.prompt_tokens - cost.cached_tokens, cost.cached_tokens, attention)
+    made = worker_link_pb2.Bid(prompt_tokens=round(whole), cached_prompt_tokens=round(whole) - round(computed))
     if rate and chosen.next_ms is not None and lost < MOST_LOST:
-        ahead_ms = max(ASKED_AGAIN_MS, chosen.next_ms - chosen.candidate.cost.total_ms)
-        known = account.load.waiting_prompt_tokens + account.new_whole_tokens
-        made.most_waiting_prompt_tokens = round(known + ahead_ms * rate / 1e3)
+        more = max(ASKED_AGAIN_MS, chosen.next_ms - cost.total_ms) * rate / 1e3
+        if load.waiting_cached_prompt_tokens is None:
+            made.most_waiting_prompt_tokens = round(load.waiting_prompt_tokens + account.new_whole_tokens + more)
+        else:
+            known = load.waiting_prompt_tokens - load.waiting_cached_prompt_tokens + account.new_prompt_tokens
+            made.most_computed_prompt_tokens = max(0, round(known + more))
     return made

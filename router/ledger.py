@@ -14,7 +14,8 @@ from stoker_common.prompt_work import prompt_work
 
 Key = tuple[str, str]  # server, epoch
 
-# How much of the others' part is told from our own requests, where there are others: half of it.
+# How much of the others' part is told from our own requests, where there are others and the endpoint does not speak for
+# itself: half of it.
 OWN_VIEW = 0.5
 # Reports by which the number of others is told, and the most there can be.
 _PEERS_REPORTS, _MOST_PEERS = 128, 64.0
@@ -52,6 +53,8 @@ class Account:
     others_streams: int = 0
     others_prompt_tokens: float = 0.0
     reported_at_s: float = 0.0
+    # How far what was reported is trusted less than our own view.
+    own_view: float = 0.0
     # When the endpoint itself said so last, and not the catalog.
     heard_at_s: float = -math.inf
     load: Load = field(default_factory=Load)
@@ -70,12 +73,15 @@ class Account:
         return told if told > self.own_context_tokens else self.own_context_tokens
 
     def _others(self, reported: float, new: int, own: float) -> float:
-        """The others' part: what was reported, and in proportion what we sent since; in part from our own alone.
+        """The others' part: what was reported, and in proportion what we sent since.
 
-        Routers that see the same reports would all choose the same server until the next one. What each has sent itself
-        differs, so that weighing it more keeps them apart (docs/adr/0086).
+        Routers that see the same reports all choose the same server until the next one. Where endpoints speak for
+        themselves, they take bids, which tells who came second (docs/adr/0161). What the catalog says is many
+        seconds old: there, what we sent ourselves counts as much, which differs and so keeps routers apart (0086).
         """
-        return (1 - OWN_VIEW) * (reported + self.peers * new) + OWN_VIEW * self.peers * own
+        if not self.own_view:
+            return reported + self.peers * new
+        return (1 - self.own_view) * (reported + self.peers * new) + self.own_view * self.peers * own
 
     def waiting_prompt_tokens(self, now_s: float, prefill_tokens_per_second: float) -> float:
         """Prompt tokens to be computed before a request sent now: the others' have been worked on since the report."""
@@ -243,12 +249,14 @@ class Ledger:
         """An endpoint reported its load just now. What it counts beyond our own is the others'."""
         account = self._accounts.setdefault(key, Account())
         account.heard_at_s = self._clock()
+        account.own_view = 0.0
         self._take(account, load)
 
     def published(self, key: Key, load: Load) -> None:
         """The catalog says so of an endpoint: rounded, and old. Of one that speaks for itself it says nothing new."""
         account = self._accounts.setdefault(key, Account())
         if self._clock() >= account.heard_at_s + _HEARD_S:
+            account.own_view = OWN_VIEW
             self._take(account, load)
 
     def _take(self, account: Account, load: Load) -> None:
@@ -256,9 +264,11 @@ class Ledger:
         self._typical = self._typical.with_report(load)
         account.reported_at_s = self._clock()
         account.others_streams = max(0, load.running + load.waiting - account.own_streams)
-        account.others_prompt_tokens = (
-            max(0.0, load.waiting_prompt_tokens - account.own_whole_tokens) if account.others_streams else 0.0
-        )
+        account.others_prompt_tokens = 0.0
+        if account.others_streams:
+            cached = load.waiting_cached_prompt_tokens
+            own = account.own_whole_tokens if cached is None else account.own_prompt_tokens
+            account.others_prompt_tokens = max(0.0, load.waiting_prompt_tokens - (cached or 0) - own)
         account.new_streams = account.new_prompt_tokens = account.new_whole_tokens = account.new_context_tokens = 0
         self._others += (account.others_streams - self._others) / _PEERS_REPORTS
         self._own += (account.own_streams - self._own) / _PEERS_REPORTS

@@ -12,6 +12,8 @@ from bench.routing.server import Server
 from bench.routing.timeline import Timeline
 from bench.routing.workload import Workload
 from discovery.endpoint import Load
+from stoker.v1.worker_link_pb2 import Bid
+from stoker_common.refusal import Refusal
 
 # One way between processes of a zone, and between zones.
 LINK_S, ZONE_S = 0.0005, 0.015
@@ -99,13 +101,13 @@ class Mesh:
         self.timeline.run()
         return Run(self._flights, list(self.servers.values()), self._samples)
 
-    def dispatch(self, flight: Flight, server: str, most_waiting: int | None = None) -> None:
-        """A router sends a request on its way, to be told if more prompt tokens wait there than that."""
+    def dispatch(self, flight: Flight, server: str, bid: Bid | None = None) -> None:
+        """A router sends a request on its way, to be told if more waits there than it bids."""
         flight.server = server
         flight.attempts += 1
         flight.dispatched_s = self.timeline.now_s
         to = self.servers[server]
-        self.timeline.after(self._way_s(to), lambda: self._arrive(flight, to, most_waiting))
+        self.timeline.after(self._way_s(to), lambda: self._arrive(flight, to, bid))
 
     def ready(self, server: str, model: str, told: Callable[[bool, float | None], None]) -> None:
         """A router asks a server to make a model hot; `told` hears whether it is, else when to ask again."""
@@ -122,16 +124,17 @@ class Mesh:
         flight.rejected = True
         self._open -= 1
 
-    def _arrive(self, flight: Flight, server: Server, most_waiting: int | None) -> None:
-        if server.alive and most_waiting is not None and (load := server.load()).waiting_prompt_tokens > most_waiting:
+    def _arrive(self, flight: Flight, server: Server, bid: Bid | None) -> None:
+        if not server.alive:
+            self.timeline.after(NOTICED_S, lambda: self._fail(flight, server))
+            return
+        try:
+            server.start(flight, bid)
+        except Refusal:
             flight.attempts -= 1
             self.outbid += 1
-            tell = partial(self._processes[flight.router].outbid, flight, server.spec.name, load)
+            tell = partial(self._processes[flight.router].outbid, flight, server.spec.name, server.load())
             self.timeline.after(self._way_s(server), tell)
-        elif server.alive:
-            server.start(flight)
-        else:
-            self.timeline.after(NOTICED_S, lambda: self._fail(flight, server))
 
     def _back(self, stream: Stream, tell: Callable[[Process, Flight], None]) -> None:
         """What a server says of a stream reaches the router that sent it."""

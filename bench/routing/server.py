@@ -10,6 +10,8 @@ from bench.routing.residents import Residents
 from bench.routing.timeline import Timeline
 from bench.routing.workload import ServerSpec
 from discovery.endpoint import Endpoint, Load, ModelState, Residency
+from model_server.bids import Bids, Coming
+from stoker.v1.worker_link_pb2 import Bid
 
 # Links carry a load with a step at most so often, as model_server/link.py.
 
@@ -36,7 +38,10 @@ class Server:
         self._report = report
         self._reported_s = -REPORT_EVERY_S
         self._report_due = False
-        told = Told(first, lambda stream: self._ended(stream, ended), self._stepped)
+        self._bids = Bids(lambda: sum(engine.meter.waiting_prompt_tokens for engine in self.engines.values()))
+        # Prompts that were taken and have no first token yet.
+        self._coming: dict[int, Coming] = {}
+        told = Told(lambda stream: self._first(stream, first), lambda stream: self._ended(stream, ended), self._stepped)
         self.engines = {
             model: Engine(spec.speeds, timeline, random.Random(rng.random()), told, self._busy) for model in spec.models
         }
@@ -82,9 +87,10 @@ class Server:
 
     def load(self) -> Load:
         """The load of all its engines."""
+        cached = self._bids.cached
         loads = [engine.load() for engine in self.engines.values()]
         if len(loads) == 1:
-            return loads[0]
+            return replace(loads[0], waiting_cached_prompt_tokens=cached)
         room = self.residents.room()
         return replace(
             max(loads, key=lambda load: load.running + load.waiting),
@@ -99,6 +105,7 @@ class Server:
             attention_tokens=min((load.attention_tokens for load in loads if load.attention_tokens), default=0.0),
             context_tokens=sum(load.context_tokens for load in loads),
             step_ms_per_context_token=max(load.step_ms_per_context_token for load in loads),
+            waiting_cached_prompt_tokens=cached,
             room_ms=3.6e6 if room.s is None else room.s * 1e3,
             yielding=room.victims,
         )
@@ -111,8 +118,12 @@ class Server:
             engine.kv.news = {}
         return news
 
-    def start(self, flight: Flight) -> None:
-        """A request came over a link."""
+    def start(self, flight: Flight, bid: Bid | None = None) -> None:
+        """A request came over a link. Raises Refusal if it was outbid."""
+        self._coming[flight.job.number] = self._bids.admit(bid)
+        self._place(flight)
+
+    def _place(self, flight: Flight) -> None:
         model = flight.job.model
         self.residents.asked(model)
         if self.residents.is_hot(model):
@@ -128,6 +139,10 @@ class Server:
         lost = [stream.flight for engine in self.engines.values() for stream in engine.die()]
         return lost + self._unplaced
 
+    def _first(self, stream: Stream, first: Callable[[Stream], None]) -> None:
+        self._coming.pop(stream.flight.job.number).computed()
+        first(stream)
+
     def _ended(self, stream: Stream, ended: Callable[[Stream], None]) -> None:
         self.residents.ended(stream.flight.job.model, stream.flight)
         ended(stream)
@@ -136,7 +151,7 @@ class Server:
     def _placed(self) -> None:
         waiting, self._unplaced = self._unplaced, []
         for flight in waiting:
-            self.start(flight)
+            self._place(flight)
 
     def _busy(self) -> int:
         """Engines that share the accelerator."""

@@ -37,7 +37,6 @@ from router.verdict import Prospect, may_wait
 from router.waiting import Place, Waiting
 from router.ways import Ways
 from stoker.v1 import generation_pb2
-from stoker.v1.worker_link_pb2 import Bid
 from stoker_common.prefix import session_hash
 from stoker_common.prompt_work import prompt_work
 
@@ -235,7 +234,7 @@ class StokerProcess:
         expected = expect(self.learned, request, chosen.candidate, now_s)
         ledger = self.learned.ledger
         account, lost = ledger.accounts.get(key, NOTHING), self._outbid[flight.job.number]
-        offer = bid(request, chosen, account, ledger.typical, lost) if not flight.attempts else Bid()
+        offer = bid(request, chosen, account, ledger.typical, lost) if not flight.attempts else None
         booking = ledger.book(key, computed, cost.cached_tokens, expected.total_ms)
         self._bookings[flight.job.number] = (booking, chosen, expected)
         if flight.attempts == 0:
@@ -243,8 +242,7 @@ class StokerProcess:
         self.learned.breakers.dispatched(key)
         if flight.job.number not in self._expected:
             self._expected[flight.job.number] = self._digests.expect(key, flight.job.chain)
-        asks = offer.HasField("most_waiting_prompt_tokens")
-        self._mesh.dispatch(flight, key[0], offer.most_waiting_prompt_tokens if asks else None)
+        self._mesh.dispatch(flight, key[0], offer)
 
     def _arrived(self, flight: Flight) -> None:
         if expected := self._expected.pop(flight.job.number, None):

@@ -285,6 +285,7 @@ class Load(_message.Message):
     ATTENTION_TOKENS_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     STEP_MS_PER_CONTEXT_TOKEN_FIELD_NUMBER: _builtins.int
+    WAITING_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Streams in the engine's batch."""
     waiting: _builtins.int
@@ -308,6 +309,10 @@ class Load(_message.Message):
     step_ms_per_context_token: _builtins.float
     """What a step that computes no prompt takes for each of them, in milliseconds, as measured; 0 if not known. Not in the
     catalog.
+    """
+    waiting_cached_prompt_tokens: _builtins.int
+    """Of `waiting_prompt_tokens`, those that routers expect to be found in its caches (`Bid.cached_prompt_tokens`). Absent from
+    servers that do not tell them apart. Not in the catalog.
     """
     @_builtins.property
     def itl(self) -> _duration_pb2.Duration:
@@ -340,11 +345,14 @@ class Load(_message.Message):
         attention_tokens: _builtins.float = ...,
         context_tokens: _builtins.int = ...,
         step_ms_per_context_token: _builtins.float = ...,
+        waiting_cached_prompt_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["itl", b"itl", "room", b"room"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_waiting_cached_prompt_tokens", b"_waiting_cached_prompt_tokens", "itl", b"itl", "room", b"room", "waiting_cached_prompt_tokens", b"waiting_cached_prompt_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_tokens", b"attention_tokens", "context_tokens", b"context_tokens", "itl", b"itl", "kv_usage", b"kv_usage", "memory_usage", b"memory_usage", "prefill_tokens_per_second", b"prefill_tokens_per_second", "room", b"room", "running", b"running", "step_ms_per_context_token", b"step_ms_per_context_token", "utilization", b"utilization", "waiting", b"waiting", "waiting_prompt_tokens", b"waiting_prompt_tokens", "yielding", b"yielding"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_waiting_cached_prompt_tokens", b"_waiting_cached_prompt_tokens", "attention_tokens", b"attention_tokens", "context_tokens", b"context_tokens", "itl", b"itl", "kv_usage", b"kv_usage", "memory_usage", b"memory_usage", "prefill_tokens_per_second", b"prefill_tokens_per_second", "room", b"room", "running", b"running", "step_ms_per_context_token", b"step_ms_per_context_token", "utilization", b"utilization", "waiting", b"waiting", "waiting_cached_prompt_tokens", b"waiting_cached_prompt_tokens", "waiting_prompt_tokens", b"waiting_prompt_tokens", "yielding", b"yielding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__waiting_cached_prompt_tokens: _TypeAlias = _typing.Literal["waiting_cached_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__waiting_cached_prompt_tokens: _TypeAlias = _typing.Literal["_waiting_cached_prompt_tokens", b"_waiting_cached_prompt_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__waiting_cached_prompt_tokens) -> _WhichOneofReturnType__waiting_cached_prompt_tokens | None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from stoker.v1 import endpoint_pb2 as stoker_dot_v1_dot_endpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstoker/v1/worker_link.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18stoker/v1/endpoint.proto\"\xb3\x02\n\rAttachRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.stoker.v1.HelloH\x00\x12\'\n\x05start\x18\x02 \x01(\x0b\x32\x16.stoker.v1.StartStreamH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.stoker.v1.CancelStreamH\x00\x12#\n\x06window\x18\x04 \x01(\x0b\x32\x11.stoker.v1.WindowH\x00\x12%\n\x04move\x18\x05 \x01(\x0b\x32\x15.stoker.v1.MoveStreamH\x00\x12,\n\x0bsend_digest\x18\x06 \x01(\x0b\x32\x15.stoker.v1.SendDigestH\x00\x12&\n\x04more\x18\x07 \x03(\x0b\x32\x18.stoker.v1.AttachRequestB\t\n\x07message\"\xdc\x01\n\x0e\x41ttachResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.stoker.v1.WelcomeH\x00\x12\x1f\n\x04step\x18\x02 \x01(\x0b\x32\x0f.stoker.v1.StepH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.stoker.v1.HeartbeatH\x00\x12%\n\x07goodbye\x18\x04 \x01(\x0b\x32\x12.stoker.v1.GoodbyeH\x00\x12%\n\x07refused\x18\x05 \x01(\x0b\x32\x12.stoker.v1.RefusedH\x00\x42\t\n\x07message\"K\n\x05Hello\x12\x14\n\x0clink_version\x18\x01 \x01(\x05\x12\x0e\n\x06router\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x08\"}\n\x07Welcome\x12\x14\n\x0clink_version\x18\x01 \x01(\x05\x12%\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x13.stoker.v1.Endpoint\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdf\x01\n\x0bStartStream\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x0c\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x1a\n\rwindow_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06ticket\x18\x06 \x01(\x0c\x12\r\n\x05route\x18\x07 \x01(\x0c\x12\x1b\n\x03\x62id\x18\x08 \x01(\x0b\x32\x0e.stoker.v1.BidB\x10\n\x0e_window_tokens\"d\n\x03\x42id\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\'\n\x1amost_waiting_prompt_tokens\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x1d\n\x1b_most_waiting_prompt_tokens\"!\n\x0c\x43\x61ncelStream\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"1\n\nMoveStream\x12\x13\n\x0breservation\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"+\n\x06Window\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\r\"\x0c\n\nSendDigest\"\xf3\x01\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12(\n\x07outputs\x18\x02 \x03(\x0b\x32\x17.stoker.v1.StreamOutput\x12\x1d\n\x04load\x18\x03 \x01(\x0b\x32\x0f.stoker.v1.Load\x12&\n\x06\x64igest\x18\x04 \x01(\x0b\x32\x16.stoker.v1.CacheDigest\x12\x1e\n\x16running_without_output\x18\x05 \x03(\x04\x12\'\n\x06\x64irect\x18\x06 \x03(\x0b\x32\x17.stoker.v1.DirectStream\x12#\n\x05parts\x18\x07 \x01(\x0b\x32\x14.stoker.v1.StepParts\"?\n\tStepParts\x12\x12\n\nstream_ids\x18\x01 \x03(\x04\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\x0c\x12\x0e\n\x06tokens\x18\x03 \x03(\r\"u\n\x0cStreamOutput\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12%\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.stoker.v1.StreamError\x12\x0e\n\x06tokens\x18\x05 \x01(\r\"C\n\x07Refused\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.stoker.v1.StreamError\"\x8e\x01\n\x0c\x44irectStream\x12\x13\n\x0breservation\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12%\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.stoker.v1.StreamError\x12&\n\x03\x61go\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"\x8d\x01\n\tHeartbeat\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12+\n\x08loop_lag\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x04load\x18\x03 \x01(\x0b\x32\x0f.stoker.v1.Load\x12&\n\x06\x64igest\x18\x04 \x01(\x0b\x32\x16.stoker.v1.CacheDigest\"C\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"y\n\x0b\x43\x61\x63heDigest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x0c\x12\x0f\n\x07removed\x18\x04 \x01(\x0c\x12*\n\x08sessions\x18\x05 \x03(\x0b\x32\x18.stoker.v1.CachedSession\"0\n\rCachedSession\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06tokens\x18\x02 \x01(\r2V\n\x11WorkerLinkService\x12\x41\n\x06\x41ttach\x12\x18.stoker.v1.AttachRequest\x1a\x19.stoker.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bstoker/v1/worker_link.proto\x12\tstoker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18stoker/v1/endpoint.proto\"\xb3\x02\n\rAttachRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.stoker.v1.HelloH\x00\x12\'\n\x05start\x18\x02 \x01(\x0b\x32\x16.stoker.v1.StartStreamH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.stoker.v1.CancelStreamH\x00\x12#\n\x06window\x18\x04 \x01(\x0b\x32\x11.stoker.v1.WindowH\x00\x12%\n\x04move\x18\x05 \x01(\x0b\x32\x15.stoker.v1.MoveStreamH\x00\x12,\n\x0bsend_digest\x18\x06 \x01(\x0b\x32\x15.stoker.v1.SendDigestH\x00\x12&\n\x04more\x18\x07 \x03(\x0b\x32\x18.stoker.v1.AttachRequestB\t\n\x07message\"\xdc\x01\n\x0e\x41ttachResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.stoker.v1.WelcomeH\x00\x12\x1f\n\x04step\x18\x02 \x01(\x0b\x32\x0f.stoker.v1.StepH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.stoker.v1.HeartbeatH\x00\x12%\n\x07goodbye\x18\x04 \x01(\x0b\x32\x12.stoker.v1.GoodbyeH\x00\x12%\n\x07refused\x18\x05 \x01(\x0b\x32\x12.stoker.v1.RefusedH\x00\x42\t\n\x07message\"K\n\x05Hello\x12\x14\n\x0clink_version\x18\x01 \x01(\x05\x12\x0e\n\x06router\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\x0e\n\x06\x63lient\x18\x04 \x01(\x08\"}\n\x07Welcome\x12\x14\n\x0clink_version\x18\x01 \x01(\x05\x12%\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x13.stoker.v1.Endpoint\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xdf\x01\n\x0bStartStream\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x0c\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x1a\n\rwindow_tokens\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06ticket\x18\x06 \x01(\x0c\x12\r\n\x05route\x18\x07 \x01(\x0c\x12\x1b\n\x03\x62id\x18\x08 \x01(\x0b\x32\x0e.stoker.v1.BidB\x10\n\x0e_window_tokens\"\xcc\x01\n\x03\x42id\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x04\x12\'\n\x1amost_waiting_prompt_tokens\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\x04\x12(\n\x1bmost_computed_prompt_tokens\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x1d\n\x1b_most_waiting_prompt_tokensB\x1e\n\x1c_most_computed_prompt_tokens\"!\n\x0c\x43\x61ncelStream\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"1\n\nMoveStream\x12\x13\n\x0breservation\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"+\n\x06Window\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\r\"\x0c\n\nSendDigest\"\xf3\x01\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12(\n\x07outputs\x18\x02 \x03(\x0b\x32\x17.stoker.v1.StreamOutput\x12\x1d\n\x04load\x18\x03 \x01(\x0b\x32\x0f.stoker.v1.Load\x12&\n\x06\x64igest\x18\x04 \x01(\x0b\x32\x16.stoker.v1.CacheDigest\x12\x1e\n\x16running_without_output\x18\x05 \x03(\x04\x12\'\n\x06\x64irect\x18\x06 \x03(\x0b\x32\x17.stoker.v1.DirectStream\x12#\n\x05parts\x18\x07 \x01(\x0b\x32\x14.stoker.v1.StepParts\"?\n\tStepParts\x12\x12\n\nstream_ids\x18\x01 \x03(\x04\x12\x0e\n\x06\x63hunks\x18\x02 \x03(\x0c\x12\x0e\n\x06tokens\x18\x03 \x03(\r\"u\n\x0cStreamOutput\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12%\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.stoker.v1.StreamError\x12\x0e\n\x06tokens\x18\x05 \x01(\r\"C\n\x07Refused\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.stoker.v1.StreamError\"\x8e\x01\n\x0c\x44irectStream\x12\x13\n\x0breservation\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12%\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.stoker.v1.StreamError\x12&\n\x03\x61go\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"\x8d\x01\n\tHeartbeat\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12+\n\x08loop_lag\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x04load\x18\x03 \x01(\x0b\x32\x0f.stoker.v1.Load\x12&\n\x06\x64igest\x18\x04 \x01(\x0b\x32\x16.stoker.v1.CacheDigest\"C\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"y\n\x0b\x43\x61\x63heDigest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ull\x18\x02 \x01(\x08\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x0c\x12\x0f\n\x07removed\x18\x04 \x01(\x0c\x12*\n\x08sessions\x18\x05 \x03(\x0b\x32\x18.stoker.v1.CachedSession\"0\n\rCachedSession\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06tokens\x18\x02 \x01(\r2V\n\x11WorkerLinkService\x12\x41\n\x06\x41ttach\x12\x18.stoker.v1.AttachRequest\x1a\x19.stoker.v1.AttachResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,36 +43,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_end=835
   _globals['_STARTSTREAM']._serialized_start=838
   _globals['_STARTSTREAM']._serialized_end=1061
-  _globals['_BID']._serialized_start=1063
-  _globals['_BID']._serialized_end=1163
-  _globals['_CANCELSTREAM']._serialized_start=1165
-  _globals['_CANCELSTREAM']._serialized_end=1198
-  _globals['_MOVESTREAM']._serialized_start=1200
-  _globals['_MOVESTREAM']._serialized_end=1249
-  _globals['_WINDOW']._serialized_start=1251
-  _globals['_WINDOW']._serialized_end=1294
-  _globals['_SENDDIGEST']._serialized_start=1296
-  _globals['_SENDDIGEST']._serialized_end=1308
-  _globals['_STEP']._serialized_start=1311
-  _globals['_STEP']._serialized_end=1554
-  _globals['_STEPPARTS']._serialized_start=1556
-  _globals['_STEPPARTS']._serialized_end=1619
-  _globals['_STREAMOUTPUT']._serialized_start=1621
-  _globals['_STREAMOUTPUT']._serialized_end=1738
-  _globals['_REFUSED']._serialized_start=1740
-  _globals['_REFUSED']._serialized_end=1807
-  _globals['_DIRECTSTREAM']._serialized_start=1810
-  _globals['_DIRECTSTREAM']._serialized_end=1952
-  _globals['_STREAMERROR']._serialized_start=1954
-  _globals['_STREAMERROR']._serialized_end=2014
-  _globals['_HEARTBEAT']._serialized_start=2017
-  _globals['_HEARTBEAT']._serialized_end=2158
-  _globals['_GOODBYE']._serialized_start=2160
-  _globals['_GOODBYE']._serialized_end=2227
-  _globals['_CACHEDIGEST']._serialized_start=2229
-  _globals['_CACHEDIGEST']._serialized_end=2350
-  _globals['_CACHEDSESSION']._serialized_start=2352
-  _globals['_CACHEDSESSION']._serialized_end=2400
-  _globals['_WORKERLINKSERVICE']._serialized_start=2402
-  _globals['_WORKERLINKSERVICE']._serialized_end=2488
+  _globals['_BID']._serialized_start=1064
+  _globals['_BID']._serialized_end=1268
+  _globals['_CANCELSTREAM']._serialized_start=1270
+  _globals['_CANCELSTREAM']._serialized_end=1303
+  _globals['_MOVESTREAM']._serialized_start=1305
+  _globals['_MOVESTREAM']._serialized_end=1354
+  _globals['_WINDOW']._serialized_start=1356
+  _globals['_WINDOW']._serialized_end=1399
+  _globals['_SENDDIGEST']._serialized_start=1401
+  _globals['_SENDDIGEST']._serialized_end=1413
+  _globals['_STEP']._serialized_start=1416
+  _globals['_STEP']._serialized_end=1659
+  _globals['_STEPPARTS']._serialized_start=1661
+  _globals['_STEPPARTS']._serialized_end=1724
+  _globals['_STREAMOUTPUT']._serialized_start=1726
+  _globals['_STREAMOUTPUT']._serialized_end=1843
+  _globals['_REFUSED']._serialized_start=1845
+  _globals['_REFUSED']._serialized_end=1912
+  _globals['_DIRECTSTREAM']._serialized_start=1915
+  _globals['_DIRECTSTREAM']._serialized_end=2057
+  _globals['_STREAMERROR']._serialized_start=2059
+  _globals['_STREAMERROR']._serialized_end=2119
+  _globals['_HEARTBEAT']._serialized_start=2122
+  _globals['_HEARTBEAT']._serialized_end=2263
+  _globals['_GOODBYE']._serialized_start=2265
+  _globals['_GOODBYE']._serialized_end=2332
+  _globals['_CACHEDIGEST']._serialized_start=2334
+  _globals['_CACHEDIGEST']._serialized_end=2455
+  _globals['_CACHEDSESSION']._serialized_start=2457
+  _globals['_CACHEDSESSION']._serialized_end=2505
+  _globals['_WORKERLINKSERVICE']._serialized_start=2507
+  _globals['_WORKERLINKSERVICE']._serialized_end=2593
 # @@protoc_insertion_point(module_scope)

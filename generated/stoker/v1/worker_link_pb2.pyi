@@ -274,22 +274,37 @@ class Bid(_message.Message):
 
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MOST_WAITING_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MOST_COMPUTED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt, counted as `Load.waiting_prompt_tokens` are."""
     most_waiting_prompt_tokens: _builtins.int
     """To be refused if more than that wait. Default: never."""
+    cached_prompt_tokens: _builtins.int
+    """Of `prompt_tokens`, those that the router expects to be found in the server's caches."""
+    most_computed_prompt_tokens: _builtins.int
+    """To be refused if more than that are to be computed: of those that wait, without the cached ones. Goes before
+    `most_waiting_prompt_tokens`. Default: what that says.
+    """
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         most_waiting_prompt_tokens: _builtins.int | None = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        most_computed_prompt_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens", "most_waiting_prompt_tokens", b"most_waiting_prompt_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_most_computed_prompt_tokens", b"_most_computed_prompt_tokens", "_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens", "most_computed_prompt_tokens", b"most_computed_prompt_tokens", "most_waiting_prompt_tokens", b"most_waiting_prompt_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens", "most_waiting_prompt_tokens", b"most_waiting_prompt_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_most_computed_prompt_tokens", b"_most_computed_prompt_tokens", "_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "most_computed_prompt_tokens", b"most_computed_prompt_tokens", "most_waiting_prompt_tokens", b"most_waiting_prompt_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__most_computed_prompt_tokens: _TypeAlias = _typing.Literal["most_computed_prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__most_computed_prompt_tokens: _TypeAlias = _typing.Literal["_most_computed_prompt_tokens", b"_most_computed_prompt_tokens"]  # noqa: Y015
     _WhichOneofReturnType__most_waiting_prompt_tokens: _TypeAlias = _typing.Literal["most_waiting_prompt_tokens"]  # noqa: Y015
     _WhichOneofArgType__most_waiting_prompt_tokens: _TypeAlias = _typing.Literal["_most_waiting_prompt_tokens", b"_most_waiting_prompt_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_computed_prompt_tokens) -> _WhichOneofReturnType__most_computed_prompt_tokens | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__most_waiting_prompt_tokens) -> _WhichOneofReturnType__most_waiting_prompt_tokens | None: ...
 
 Global___Bid: _TypeAlias = Bid  # noqa: Y015

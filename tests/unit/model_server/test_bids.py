@@ -37,6 +37,21 @@ def test_of_those_that_come_at_once_the_second_finds_the_first() -> None:
     assert bids.coming == 0
 
 
+def test_what_routers_expect_in_the_cache_does_not_wait_for_who_bids_on_what_is_computed() -> None:
+    bids = Bids(lambda: 1000)
+    with bids.take(Bid(prompt_tokens=900, cached_prompt_tokens=800)) as first:
+        assert bids.cached == 800
+        with bids.take(Bid(prompt_tokens=10, most_computed_prompt_tokens=200)):
+            pass
+        with pytest.raises(Refusal, match="200 prompt tokens are to be computed"):
+            bids.admit(Bid(most_waiting_prompt_tokens=5000, most_computed_prompt_tokens=199))
+        with pytest.raises(Refusal, match="1000 prompt tokens wait"):
+            bids.admit(Bid(most_waiting_prompt_tokens=999))
+        first.computed()
+        assert bids.cached == 0
+    assert bids.cached == 0
+
+
 def test_a_prompt_that_failed_waits_no_more() -> None:
     bids = Bids(lambda: 0)
     with pytest.raises(ZeroDivisionError), bids.take(Bid(prompt_tokens=300)):

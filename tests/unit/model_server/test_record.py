@@ -40,7 +40,7 @@ def test_the_record_says_what_the_engine_is_and_how_loaded_it_is_now() -> None:
     assert (said.max_streams, said.kv_tokens, said.numerics_class) == (4, 1000, "class-1")
     assert (said.accelerator, said.accelerator_count, said.accelerator_memory_bytes) == ("H100", 2, 80 << 30)
     assert said.models[0].name == "m@1" and said.models[0].max_model_tokens == 100
-    assert said.load == Load(3, 1, 0.5, 0.8, 0.9, 400, context_tokens=400)
+    assert said.load == Load(3, 1, 0.5, 0.8, 0.9, 400, context_tokens=400, waiting_cached_prompt_tokens=0)
     for sequence in sequences:
         sequence.end()
     assert (record.load().running, record.load().waiting) == (0, 0), "figures of a last step are not load"
@@ -52,6 +52,14 @@ def test_what_room_costs_is_told(room: Price, ms: float) -> None:
     load = Record(base, Loaded(), Meters([Meter(FakeClock())]), Usage, lambda: room).load()
     assert (load.room_ms, load.yielding) == (ms, room.victims)
     assert load_from_proto(load_to_proto(load)) == load
+
+
+def test_what_routers_expect_to_be_cached_is_told_and_who_does_not_tell_it_is_known() -> None:
+    base = endpoint(Identity("s", "z", "e", "h:1"), INFO, ())
+    load = Record(base, Loaded(), Meters([Meter(FakeClock())]), Usage, cached=lambda: 300).load()
+    assert load.waiting_cached_prompt_tokens == 300
+    assert load_from_proto(load_to_proto(load)) == load
+    assert load_from_proto(load_to_proto(Load(running=1))) == Load(running=1)
 
 
 def test_a_simulated_device_is_as_busy_as_its_batch() -> None:

@@ -47,6 +47,27 @@ def test_who_was_outbid_often_takes_what_there_is() -> None:
     assert most(lost=MOST_LOST) is None
 
 
+def test_where_servers_tell_cached_tokens_apart_it_bids_on_what_is_computed() -> None:
+    load = Load(waiting_prompt_tokens=400, waiting_cached_prompt_tokens=100, prefill_tokens_per_second=1000)
+    made = bid(request(), CHOSEN, Account(new_prompt_tokens=20, new_whole_tokens=70, load=load), UNTOLD, 0)
+    assert made.most_computed_prompt_tokens == 300 + 20 + 150
+    assert not made.HasField("most_waiting_prompt_tokens")
+    # Expected of a server that has been told of more than it has heard of itself.
+    early = replace(load, waiting_cached_prompt_tokens=1000)
+    assert bid(request(), CHOSEN, Account(load=early), UNTOLD, 0).most_computed_prompt_tokens == 0
+
+
+def test_what_is_expected_in_the_cache_is_told() -> None:
+    cost = CHOSEN.candidate.cost._replace(cached_tokens=60)
+    chosen = replace(CHOSEN, candidate=CHOSEN.candidate._replace(cost=cost))
+    assert bid(request(100), chosen, Account(), UNTOLD, 0) == worker_link_pb2.Bid(
+        prompt_tokens=100, cached_prompt_tokens=60
+    )
+    told = Account(load=Load(attention_tokens=50))  # 100 take as long as 200 first ones, of which the last 40 take 104
+    made = bid(request(100), chosen, told, UNTOLD, 0)
+    assert (made.prompt_tokens, made.cached_prompt_tokens) == (200, 96)
+
+
 def test_the_prompt_is_told_in_any_case_as_servers_count_it() -> None:
     told = Account(load=Load(attention_tokens=50))
     assert bid(request(100), CHOSEN, told, UNTOLD, 0) == worker_link_pb2.Bid(prompt_tokens=200)

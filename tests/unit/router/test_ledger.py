@@ -127,6 +127,31 @@ def test_our_own_cached_tokens_are_nobody_elses_load() -> None:
     assert (account.own_prompt_tokens, account.own_whole_tokens) == (0, 0)
 
 
+def test_where_servers_tell_cached_tokens_apart_others_queues_are_what_is_computed() -> None:
+    ledger = Ledger(FakeClock())
+    ledger.book(KEY, 100, cached_tokens=900)
+    ledger.report(KEY, Load(waiting=3, waiting_prompt_tokens=5000, waiting_cached_prompt_tokens=4500))
+    account = ledger.accounts[KEY]
+    assert (account.others_streams, account.others_prompt_tokens) == (2, 400)
+    ledger.report(KEY, Load(waiting=3, waiting_prompt_tokens=1000, waiting_cached_prompt_tokens=1000))
+    assert account.others_prompt_tokens == 0
+
+
+def test_what_the_catalog_says_counts_half_beside_what_we_sent_ourselves() -> None:
+    clock = FakeClock()
+    ledger = Ledger(clock)
+    ledger.book(KEY, 0)
+    for _ in range(500):
+        ledger.report(KEY, Load(running=4))
+    account = ledger.accounts[KEY]
+    clock.advance(3)
+    ledger.published(KEY, Load(running=20))
+    # It says 19, and we have sent 1 for about three of theirs.
+    assert account.streams == pytest.approx(1 + (19 + account.peers) / 2)
+    ledger.report(KEY, Load(running=20))
+    assert account.streams == 20
+
+
 def test_where_others_are_what_we_send_stands_for_what_they_send() -> None:
     ledger = Ledger(FakeClock())
     for _ in range(4):
