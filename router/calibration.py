@@ -7,8 +7,10 @@ or wake, `rest` the ways and what no term speaks of.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
+from types import MappingProxyType
+from typing import NamedTuple
 
 from router.first_tokens import Expectation
 from router.ledger import Key
@@ -21,21 +23,19 @@ WINDOW_S = 600.0
 TERMS = ("ready", "queue", "prefill", "rest")
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """One term of one request, in ms."""
 
     predicted_ms: float
     actual_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One request: the time from its dispatch to its first token, in ms. `terms`: none where its server cannot tell."""
 
     predicted_ms: float
     actual_ms: float
-    terms: Mapping[str, Term] = field(default_factory=dict)
+    terms: Mapping[str, Term] = MappingProxyType({})
 
     @property
     def off(self) -> float:

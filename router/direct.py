@@ -1,8 +1,7 @@
 """Off the path of tokens: picks and reserves as for a relayed request, and tells the client where to stream from."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
@@ -103,17 +102,20 @@ class Direct:
         flight = Flight(generation.request_id, self._clock)
         about = {"stoker.request_id": flight.request_id, "stoker.model": generation.model}
         with self._traces.span("router.route", parent=parent, kind=SpanKind.SERVER, attributes=about):
-            with self._refused(flight):
+            try:
                 request, chosen, asked = await self._router.pick(
                     generation, flight, servers_tried, servers_unreached, failure, deadline_s
                 )
+            except BaseException as error:
+                # Who gets no server is told of as any request that failed.
+                failed(flight, error)
+                over(flight, self._metrics, direct="refused")
+                raise
             # Nothing waits from here on: what is booked is held.
             endpoint = chosen.candidate.holder.member.endpoint
-            stack = ExitStack()
-            dispatch = stack.enter_context(Dispatch(request, chosen, generation, flight, self._learned))
-            key = (endpoint.server, endpoint.epoch)
-            interrupt = stack.enter_context(self._router.running.attempt(key, generation, flight.transcript))
-            reservation = Reservation(self._new_id(), endpoint, flight, dispatch, interrupt, stack, 0.0)
+            dispatch = Dispatch(request, chosen, generation, flight, self._learned)
+            running = self._router.running.attempt((endpoint.server, endpoint.epoch), generation, flight.transcript)
+            reservation = Reservation(self._new_id(), endpoint, flight, dispatch, running)
             self._reservations.hold(reservation)
         ticket, ends_s = self._tickets.client(generation, endpoint, reservation.id)
         response = router_pb2.RouteResponse(
@@ -129,16 +131,6 @@ class Direct:
         )
         response.expires_at.FromNanoseconds(int(ends_s * 1e9))
         return response
-
-    @contextmanager
-    def _refused(self, flight: Flight) -> Iterator[None]:
-        """Around what leads to a reservation: who gets none is told of as any request that failed."""
-        try:
-            yield
-        except BaseException as error:
-            failed(flight, error)
-            over(flight, self._metrics, direct="refused")
-            raise
 
     def release(self, lost: router_pb2.LostStream) -> EndpointError | None:
         """Give a reservation back. What its end says of its server, None if it was not held any more."""

@@ -7,9 +7,6 @@ leaked.
                       └── no news until the lease's end ───────────► released; says nothing of the server
 """
 
-from contextlib import ExitStack
-from dataclasses import dataclass
-
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from discovery.endpoint import Endpoint
@@ -18,10 +15,10 @@ from router.attempt import Part, Transport
 from router.dispatch import Dispatch
 from router.errors import EndpointError, Fault, endpoint_error
 from router.flight import Flight
-from router.interrupt import Interrupt
 from router.ledger import Key
 from router.metrics import RouterMetrics
 from router.room import Rooms
+from router.running import Runs
 from stoker.v1 import inference_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.clock import Clock
@@ -50,22 +47,29 @@ class ReservationMetrics:
         )
 
 
-@dataclass(slots=True)
 class Reservation:
-    """One, held by `stack`: leaving it gives everything back."""
+    """One: what it books is booked when it is made, and given back when it is left."""
 
-    id: bytes
-    endpoint: Endpoint
-    flight: Flight
-    dispatch: Dispatch
-    interrupt: Interrupt
-    stack: ExitStack
-    until_s: float
+    __slots__ = ("_running", "dispatch", "endpoint", "flight", "id", "interrupt", "until_s")
+
+    def __init__(self, id_: bytes, endpoint: Endpoint, flight: Flight, dispatch: Dispatch, running: Runs) -> None:
+        self.id = id_
+        self.endpoint = endpoint
+        self.flight = flight
+        self.dispatch = dispatch.__enter__()
+        self._running = running
+        self.interrupt = running.__enter__()
+        self.until_s = 0.0
 
     @property
     def key(self) -> Key:
         """The server and its epoch."""
         return self.endpoint.server, self.endpoint.epoch
+
+    def leave(self, error: EndpointError | None) -> None:
+        """It is over, by `error` if it failed. Once."""
+        self._running.__exit__()
+        self.dispatch.__exit__(type(error) if error else None, error, None)
 
 
 class Reservations:
@@ -186,5 +190,5 @@ class Reservations:
         self._counts.ended.labels(how).inc()
         if how == "ok":
             held.flight.outcome = "ok"
-        held.stack.__exit__(type(error) if error else None, error, None)
+        held.leave(error)
         over(held.flight, self._metrics, direct=how)

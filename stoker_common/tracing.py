@@ -125,7 +125,7 @@ def inject() -> tuple[tuple[str, str], ...]:
 
 def extract(metadata: Iterable[tuple[str, str | bytes]] | None) -> Context:
     """The context that a call's metadata carries: the parent for `span`. Metadata that makes no sense carries none."""
-    carrier = {key: value for key, value in metadata or () if key in _FIELDS and isinstance(value, str)}
+    carrier = {key: value for key, value in metadata or () if value and key in _FIELDS and isinstance(value, str)}
     return _W3C.extract(carrier, Context()) if carrier else Context()
 
 
