@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from stoker.v1 import inference_pb2
 from stoker_common.parts import joined
 
 
@@ -87,6 +86,6 @@ class Kept:
     async def written(self) -> None:
         """See Out."""
 
-    def whole(self) -> inference_pb2.GenerateStreamResponse:
-        """All of it as one part."""
-        return inference_pb2.GenerateStreamResponse.FromString(joined(self._parts) if self._parts else b"")
+    def whole(self) -> bytes:
+        """All of it as one part, serialised."""
+        return joined(self._parts) if self._parts else b""

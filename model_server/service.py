@@ -6,7 +6,7 @@ from model_server.generation import Generator
 from model_server.out import Kept, Out, writing
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
-from stoker_common.fold import Fold
+from stoker_common.fold import folded
 from stoker_common.refusal import invalid
 from stoker_common.tickets import METADATA_KEY
 from stoker_common.wire import Context, Guard, parse, service, unary_unary
@@ -36,9 +36,7 @@ class InferenceService:
         _require(request.HasField("generation"))
         kept = Kept()
         await self._serve(request.generation, kept, context)
-        fold = Fold()
-        fold.add(kept.whole())
-        return fold.response()
+        return folded(kept.whole(), request.generation)
 
     async def _stream(self, data: bytes, context: Context) -> None:
         # Not a generator: a deadline must find its own scope around every await, also that for a slow reader.

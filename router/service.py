@@ -11,7 +11,7 @@ from router.sink import Sink
 from stoker.v1 import generation_pb2, inference_pb2, router_pb2
 from stoker_common import tracing, wire
 from stoker_common.clock import Clock
-from stoker_common.fold import Fold
+from stoker_common.fold import folded
 from stoker_common.validate import check_generation
 from stoker_common.wire import Context
 
@@ -37,7 +37,7 @@ class InferenceService:
         async with aclosing(self._parts(request.generation, context, whole)) as parts:
             async for data in parts:
                 whole.put(data)
-        return whole.response()
+        return folded(whole.joined(), request.generation)
 
     async def _generate_stream(
         self, request: inference_pb2.GenerateStreamRequest, context: Context
@@ -66,11 +66,9 @@ class _Whole:
         self._parts.append(part)
         return True
 
-    def response(self) -> inference_pb2.GenerateResponse:
-        """All of them as one. Joined parts are one part (stoker_common/parts.py): they are parsed once."""
-        fold = Fold()
-        fold.add(inference_pb2.GenerateStreamResponse.FromString(b"".join(self._parts)))
-        return fold.response()
+    def joined(self) -> bytes:
+        """All of them: joined parts are one part (stoker_common/parts.py)."""
+        return b"".join(self._parts)
 
 
 class RouterService:

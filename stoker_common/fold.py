@@ -1,5 +1,6 @@
 """Folds the parts of a streamed answer into a whole one."""
 
+from stoker.v1.generation_pb2 import Generation
 from stoker.v1.inference_pb2 import (
     Delta,
     Finished,
@@ -8,6 +9,7 @@ from stoker.v1.inference_pb2 import (
     Output,
     Started,
 )
+from stoker.v1.joined_pb2 import JoinedDelta, JoinedParts
 
 
 class _Growing:
@@ -67,3 +69,37 @@ class Fold:
         """The whole answer, outputs by index. Without `finished` until the last part was added."""
         outputs = [self._outputs[index].output() for index in sorted(self._outputs)]
         return GenerateResponse(started=self._started, outputs=outputs, finished=self._finished)
+
+
+def folded(parts: bytes, asked: Generation) -> GenerateResponse:
+    """All parts of an answer to what was asked, serialised and joined, as one answer.
+
+    Of one output, which is nearly every request's, no delta is looked at: they are read as one, as
+    protos/stoker/v1/joined.proto says.
+    """
+    if asked.sampling.n > 1:
+        fold = Fold()
+        fold.add(GenerateStreamResponse.FromString(parts))
+        return fold.response()
+    joined = JoinedParts.FromString(parts)
+    response = GenerateResponse()
+    if joined.HasField("started"):
+        response.started.CopyFrom(joined.started)
+    if joined.HasField("delta"):
+        _fill(response.outputs.add(), joined.delta)
+    if joined.HasField("finished"):
+        response.finished.CopyFrom(joined.finished)
+    return response
+
+
+def _fill(output: Output, delta: JoinedDelta) -> None:
+    output.text = "".join(delta.texts)
+    output.token_ids.extend(delta.token_ids)
+    if delta.logprobs:
+        output.logprobs.extend(delta.logprobs)
+    output.finish_reason = delta.finish_reason
+    stopped_by = delta.WhichOneof("stopped_by")
+    if stopped_by == "stop_string":
+        output.stop_string = delta.stop_string
+    elif stopped_by == "stop_token_id":
+        output.stop_token_id = delta.stop_token_id

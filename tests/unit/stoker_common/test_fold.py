@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stoker.v1 import generation_pb2
 from stoker.v1 import inference_pb2 as pb
-from stoker_common.fold import Fold
+from stoker_common.fold import Fold, folded
 
 pytestmark = pytest.mark.unit
 
@@ -50,6 +51,18 @@ def fold(*parts: pb.GenerateStreamResponse) -> pb.GenerateResponse:
 def test_concatenated_parts_fold_as_the_parts_do(parts: list[pb.GenerateStreamResponse]) -> None:
     joined = pb.GenerateStreamResponse.FromString(b"".join(part.SerializeToString() for part in parts))
     assert fold(joined) == fold(*parts)
+
+
+@settings(deadline=None)
+@given(st.lists(PARTS, max_size=6), st.integers(0, 3))
+def test_an_answer_that_came_whole_is_what_its_parts_fold_to(parts: list[pb.GenerateStreamResponse], n: int) -> None:
+    for delta in (delta for part in parts for delta in part.deltas):
+        delta.index = min(delta.index, max(0, n - 1))
+        if not delta.finish_reason:
+            delta.ClearField("stop_string")
+            delta.ClearField("stop_token_id")
+    asked = generation_pb2.Generation(sampling=generation_pb2.Sampling(n=n) if n else None)
+    assert folded(b"".join(part.SerializeToString() for part in parts), asked) == fold(*parts)
 
 
 def test_outputs_come_by_index_with_all_that_their_deltas_said() -> None:
