@@ -4,7 +4,7 @@ import asyncio
 import random
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +58,8 @@ def run(mesh: ChaosMesh, fault: Fault, seed: str, streams: int, folder: Path, *,
         mesh.until(lambda: all(each.history.exists() for each in clients), "the clients ask")
         # A moment within the run, not a condition.
         time.sleep(scene.rng.uniform(EARLIEST_S, LATEST_S))
-        did = inject()
-        stuck = _wait(clients, fault.load.deadline_s + 30.0)
+        did, undone = _inject(inject)
+        stuck = _wait(clients, fault.load.deadline_s + 30.0) or undone
     verdicts: list[Verdict] = []
     for each in clients:
         expected = asyncio.run(unfaulted(each.asks))
@@ -67,6 +67,14 @@ def run(mesh: ChaosMesh, fault: Fault, seed: str, streams: int, folder: Path, *,
     mesh.heal()
     broken = stuck or _settled(mesh)
     return _result(fault, seed, control, did, verdicts, broken)
+
+
+def _inject(inject: Callable[[], str]) -> tuple[str, str]:
+    """What was done, and what went wrong with it, in words: a trial that cannot be made must not end all others."""
+    try:
+        return inject(), ""
+    except (NotReady, RuntimeError, subprocess.TimeoutExpired) as error:
+        return "not as it should be", f"the fault was not made: {error}"
 
 
 def _clients(scene: Scene, fault: Fault, how: str) -> list[ClientProcess]:

@@ -131,6 +131,15 @@ async def until_idle(engine: Engine, timeout_s: float = 1.0) -> None:
 
 @pytest.mark.contract
 @pytest.mark.asyncio(loop_scope="module")
+async def read_on(engine: Engine, started: asyncio.Event) -> None:
+    """Read an output as long as the context allows; `started` is set once it has begun."""
+    prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
+    most = engine.info.max_model_tokens - len(prompt_token_ids)
+    async with aclosing(engine.generate(request_for(prompt_token_ids, greedy(), most))) as outputs:
+        async for _ in outputs:
+            started.set()
+
+
 class EngineContract:
     """The suite."""
 
@@ -366,17 +375,9 @@ class EngineContract:
         await until_idle(engine)
 
     async def test_cancelling_the_reader_frees_the_engine(self, engine: Engine) -> None:
-        prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
-        most = engine.info.max_model_tokens - len(prompt_token_ids)
         started = asyncio.Event()
-
-        async def read() -> None:
-            async with aclosing(engine.generate(request_for(prompt_token_ids, greedy(), most))) as outputs:
-                async for _ in outputs:
-                    started.set()
-
         async with asyncio.TaskGroup() as group:
-            reader = group.create_task(read())
+            reader = group.create_task(read_on(engine, started))
             await started.wait()
             reader.cancel()
         await until_idle(engine)
@@ -481,17 +482,10 @@ class EngineContract:
     ) -> None:
         """The last test: nothing after it has an engine."""
         prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
-        most = engine.info.max_model_tokens - len(prompt_token_ids)
         started = asyncio.Event()
-
-        async def read() -> None:
-            async with aclosing(engine.generate(request_for(prompt_token_ids, greedy(), most))) as outputs:
-                async for _ in outputs:
-                    started.set()
-
         with pytest.raises(ExceptionGroup) as group_failed:
             async with asyncio.timeout(capabilities.death_timeout_s), asyncio.TaskGroup() as group:
-                group.create_task(read())
+                group.create_task(read_on(engine, started))
                 await started.wait()
                 await kill(engine)
         assert group_failed.group_contains(EngineDead, depth=1)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from discovery.endpoint import Endpoint
 from router.attempt import Attempt
 from router.call_transport import CallTransport
 from router.link_transport import LinkTransport
@@ -66,30 +67,41 @@ async def test_a_router_of_no_version_that_the_server_speaks_is_told_which_it_do
     assert said == [f"hello.link_version: is 0; this server speaks {SPOKEN}"]
 
 
+@asynccontextmanager
+async def reaching(endpoint: Endpoint, versions: Versions = SPOKEN) -> AsyncIterator[LinkTransport]:
+    """A transport of a router that speaks these, with this endpoint to reach."""
+    transport = LinkTransport(
+        CallTransport(),
+        router="r",
+        zone=endpoint.zone,
+        clock=time.monotonic,
+        rng=random.Random(0),
+        rules=LinkRules(),
+        versions=versions,
+    )
+    running = asyncio.ensure_future(transport.run())
+    transport.keep([endpoint])
+    try:
+        yield transport
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+        await transport.close()
+
+
+async def tokens_of(transport: LinkTransport, endpoint: Endpoint) -> int:
+    """How many of the five tokens asked for came."""
+    async with aclosing(transport.attempt(Attempt(endpoint, generation(max_tokens=5), 5.0))) as parts:
+        return sum([len(delta.token_ids) async for part in parts for delta in part.message.deltas])
+
+
 async def test_a_server_that_offers_no_link_is_served_call_by_call() -> None:
     async with running_server() as up:
         endpoint = replace(up.server.endpoint(), link_version=0)
-        transport = LinkTransport(
-            CallTransport(),
-            router="r",
-            zone=endpoint.zone,
-            clock=time.monotonic,
-            rng=random.Random(0),
-            rules=LinkRules(),
-        )
-        running = asyncio.ensure_future(transport.run())
-        transport.keep([endpoint])
-        try:
+        async with reaching(endpoint) as transport:
             for _ in range(3):
-                attempt = transport.attempt(Attempt(endpoint, generation(max_tokens=5), 5.0))
-                async with aclosing(attempt) as parts:
-                    tokens = [len(delta.token_ids) async for part in parts for delta in part.message.deltas]
-                assert sum(tokens) == 5
+                assert await tokens_of(transport, endpoint) == 5
             assert up.server.attached_routers == 0
-        finally:
-            running.cancel()
-            await asyncio.wait((running,))
-            await transport.close()
 
 
 @pytest.mark.parametrize(
@@ -110,25 +122,8 @@ async def test_a_later_server_speaks_an_earlier_routers_version_or_is_called(
         assert up.server.links is not None
         up.server.links.versions = server
         endpoint = replace(up.server.endpoint(), link_version=server.highest)
-        transport = LinkTransport(
-            CallTransport(),
-            router="r",
-            zone=endpoint.zone,
-            clock=time.monotonic,
-            rng=random.Random(0),
-            rules=LinkRules(),
-            versions=router,
-        )
-        running = asyncio.ensure_future(transport.run())
-        transport.keep([endpoint])
-        try:
+        async with reaching(endpoint, router) as transport:
             if attached:
                 await until(lambda: up.server.attached_routers == 1)
-            async with aclosing(transport.attempt(Attempt(endpoint, generation(max_tokens=5), 5.0))) as parts:
-                tokens = [len(delta.token_ids) async for part in parts for delta in part.message.deltas]
-            assert sum(tokens) == 5
+            assert await tokens_of(transport, endpoint) == 5
             assert up.server.attached_routers == attached
-        finally:
-            running.cancel()
-            await asyncio.wait((running,))
-            await transport.close()
