@@ -22,7 +22,7 @@ from bench.relay.script import PACED, SHORT, UNPACED
 from bench.relay.systems import ROOT, System, peers_installed, systems
 
 OURS = (
-    *("direct", "passthrough", "stoker", "stoker link", "stoker h2", "stoker h2 link"),
+    *("direct", "passthrough", "passthrough h2", "stoker", "stoker link", "stoker h2", "stoker h2 link"),
     *("stoker direct", "stoker h2 direct", "stoker x2"),
 )
 PEERS = ("http direct", "vllm-router", "smg")
@@ -34,6 +34,7 @@ SHORT_AT_ONCE = SHORT_TOKENS = 64
 # takes its time. Direct mode has nothing on the path of tokens, and its server is none that goes as fast as it can.
 ONLY = {
     "passthrough": ("paced 64", "paced 256", "unpaced 16", "unpaced 64", "first token", "unary alone"),
+    "passthrough h2": ("paced 64", "unary alone"),
     "stoker link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
     "stoker h2 link": ("paced 16", "paced 64", "paced 256", "unpaced 16", "unpaced 64", SHORT, "unary alone"),
     "stoker direct": ("paced 64", "paced 256", SHORT),

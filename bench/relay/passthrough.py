@@ -1,6 +1,6 @@
-"""The least that a relay in grpc.aio can do: a call there for each call here, bytes as they come.
+"""The least that a relay in Python can do: a call there for each call here, bytes as they come.
 
-`python -m bench.relay.passthrough --port 9002 --to 127.0.0.1:9000`
+`python -m bench.relay.passthrough --port 9002 --to 127.0.0.1:9000 [--http2 stoker]`
 """
 
 import argparse
@@ -10,15 +10,15 @@ import grpc
 import grpc.aio
 import uvloop
 
-from stoker_common import wire
-from stoker_common.channel import client_options, server_options
+from stoker_common import channels, servers, wire
+from stoker_common.channel import Http2
 
 _SERVICE = "stoker.v1.InferenceService"
 
 
-async def serve(port: int, to: str) -> None:
+async def serve(port: int, to: str, http2: Http2) -> None:
     """Until killed."""
-    channel = grpc.aio.insecure_channel(to, options=client_options())
+    channel = channels.channel(http2, to)
     unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{_SERVICE}/Generate")
     stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{_SERVICE}/GenerateStream")
 
@@ -34,7 +34,7 @@ async def serve(port: int, to: str) -> None:
         finally:
             call.cancel()
 
-    server = grpc.aio.server(options=server_options())
+    server = servers.server(http2)
     handlers: dict[str, wire.Handler] = {
         "Generate": grpc.unary_unary_rpc_method_handler(generate),
         "GenerateStream": grpc.unary_stream_rpc_method_handler(generate_stream),
@@ -50,8 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--to", required=True)
+    parser.add_argument("--http2", choices=["grpc", "stoker"], default="grpc", help="on both sides")
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, arguments.to))
+    uvloop.run(serve(arguments.port, arguments.to, arguments.http2))
 
 
 if __name__ == "__main__":

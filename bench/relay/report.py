@@ -68,7 +68,7 @@ class Run:
 
 
 _ORDER = (
-    *("direct", "passthrough", "stoker", "stoker link", "stoker h2", "stoker h2 link"),
+    *("direct", "passthrough", "passthrough h2", "stoker", "stoker link", "stoker h2", "stoker h2 link"),
     *("stoker direct", "stoker h2 direct", "stoker x2"),
     *("http direct", *RUST),
 )

@@ -64,8 +64,8 @@ def peers_installed() -> bool:
 @contextmanager
 def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
     """Those that are named, of `direct`, `passthrough`, `stoker`, `stoker link`, `stoker direct`, `stoker x2`,
-    `stoker h2`, `stoker h2 link`, `stoker h2 direct`, `http direct`, `vllm-router`, `smg`. The h2 ones serve clients by
-    our own HTTP/2."""
+    `passthrough h2`, `stoker h2`, `stoker h2 link`, `stoker h2 direct`, `http direct`, `vllm-router`, `smg`. Those h2
+    speak our own HTTP/2, to clients and to servers."""
     with ExitStack() as stack:
         (plan,) = plan_agents(find_consul(ROOT), ("zone-a",))
         agent = ConsulAgent(plan, folder / "consul.log")
@@ -89,10 +89,12 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
         if DIRECT.intersection(names):
             port = free_ports(1)[0]
             up.start("sim", python, "-m", "model_server", f"--listen-port={port}", *_SIM, *quiet, key)
+        passthrough = [python, "-m", "bench.relay.passthrough", f"--to=127.0.0.1:{mock}"]
         for name in names:
             port = free_ports(1)[0]
             command = {
-                "passthrough": [python, "-m", "bench.relay.passthrough", f"--port={port}", f"--to=127.0.0.1:{mock}"],
+                "passthrough": [*passthrough, f"--port={port}"],
+                "passthrough h2": [*passthrough, f"--port={port}", "--http2=stoker"],
                 "stoker": [python, "-m", "router", f"--listen-port={port}", *quiet],
                 # A router of its own, so that each one's CPU is of its own streams.
                 "stoker link": [python, "-m", "router", f"--listen-port={port}", *quiet],
@@ -118,7 +120,7 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
             address = f"127.0.0.1:{port}"
             if name in ("vllm-router", "smg"):
                 _until(lambda at=address: _answers(at), name)  # type: ignore[misc]
-            elif name == "passthrough":
+            elif name in ("passthrough", "passthrough h2"):
                 _until(lambda at=address: _listens(at), name)  # type: ignore[misc]
             else:
                 asyncio.run(routable(address, MODEL_DIRECT if name in DIRECT else MODEL))
