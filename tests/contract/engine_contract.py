@@ -129,8 +129,6 @@ async def until_idle(engine: Engine, timeout_s: float = 1.0) -> None:
     await until(lambda: engine.load().running == 0 and engine.load().waiting == 0, f"idle: {engine.load()}", timeout_s)
 
 
-@pytest.mark.contract
-@pytest.mark.asyncio(loop_scope="module")
 async def read_on(engine: Engine, started: asyncio.Event) -> None:
     """Read an output as long as the context allows; `started` is set once it has begun."""
     prompt_token_ids = await engine.encode(generation_pb2.Generation(text=PROMPT))
@@ -140,6 +138,8 @@ async def read_on(engine: Engine, started: asyncio.Event) -> None:
             started.set()
 
 
+@pytest.mark.contract
+@pytest.mark.asyncio(loop_scope="module")
 class EngineContract:
     """The suite."""
 
