@@ -17,7 +17,9 @@ KINDS = ("connections", "unread", "unsent", "metadata")
 class Bounds:
     """One server's. Refusals are counted by kind, and told of in the log, seldom."""
 
-    def __init__(self, limits: Limits, clock: Clock) -> None:
+    def __init__(self, limits: Limits, clock: Clock, end: str = "server") -> None:
+        """`end` is whose they are, for the log: a server's, or a channel's (`client`)."""
+        self._end = end
         self._most_connections = limits.connections
         self._clock = clock
         self.unread = Pool(limits.server_unread_bytes)
@@ -54,6 +56,7 @@ class Bounds:
             return
         self._told[kind] = now_s, count
         log.warning(
-            "a limit of the HTTP/2 server was reached",
+            "a limit of the HTTP/2 %s was reached",
+            self._end,
             extra={"limit": kind, "peer": peer, "why": why, "refused": count - told, "refused_ever": count},
         )

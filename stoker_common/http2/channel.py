@@ -12,7 +12,7 @@ import grpc.aio
 from stoker_common.backoff import Backoff
 from stoker_common.http2 import fields, target
 from stoker_common.http2.bounds import Bounds
-from stoker_common.http2.client_call import StreamStreamCall, UnaryCall, UnaryStreamCall
+from stoker_common.http2.client_calls import StreamStreamCall, UnaryCall, UnaryStreamCall
 from stoker_common.http2.dialer import Connect, Dialer, State
 from stoker_common.http2.limits import Limits, client_limits
 
@@ -45,7 +45,7 @@ class Http2Channel(grpc.aio.Channel):
         self._dialer = Dialer(
             target.target(address),
             self._limits,
-            Bounds(self._limits, time.monotonic),
+            Bounds(self._limits, time.monotonic, "client"),
             Backoff(rng or random.Random(), _RETRY_FIRST_S, _RETRY_MOST_S),
             connect,
         )

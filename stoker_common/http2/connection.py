@@ -1,4 +1,4 @@
-"""A connection's frames, as both ends take them: cut out of what came, checked, paid for from its budget.
+"""A connection's frames, as both ends take them: cut out of what came, checked, given to their streams.
 
 Whose streams they are, and what begins or ends one, is for the end that inherits it.
 """
@@ -10,48 +10,34 @@ from typing import Generic, TypeVar
 
 from stoker_common.http2.blocks import Block, HeaderBlocks, unpadded
 from stoker_common.http2.bounds import Bounds
-from stoker_common.http2.bucket import Bucket
-from stoker_common.http2.faults import ConnectionFault, StreamFault, protocol_error, too_much
+from stoker_common.http2.faults import ConnectionFault, StreamFault, protocol_error
 from stoker_common.http2.frames import (
     ACK,
     CONTINUATION,
     DATA,
     END_STREAM,
-    FIRST_WINDOW_BYTES,
-    GOAWAY,
     HEADERS,
-    PING,
-    PRIORITY,
     PUSH_PROMISE,
     RST_STREAM,
     SETTINGS,
-    SETTINGS_ACK,
     WINDOW_UPDATE,
     ErrorCode,
-    Setting,
-    ping,
     rst_stream,
-    settings,
     window_update,
 )
-from stoker_common.http2.lifetime import Lifetime
+from stoker_common.http2.housekeeping import Housekeeping
 from stoker_common.http2.limits import Limits
 from stoker_common.http2.messages import Unreadable
-from stoker_common.http2.peer import PeerSettings
 from stoker_common.http2.reader import Frame, FrameReader
 from stoker_common.http2.stream import Stream
 from stoker_common.refusal import Code
 
 log = logging.getLogger(__name__)
 
-# SETTINGS may touch every stream's window; of so many streams each costs as much as another frame does.
-_SETTINGS_WEIGHT = 100.0
-_STREAMS_A_FRAME = 4
-
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
 
-class Connection(Lifetime, Generic[AnyStream]):
+class Connection(Housekeeping, Generic[AnyStream]):
     """State is changed synchronously, as frames come. Mistakes end a stream or the connection, as RFC 9113 says."""
 
     def __init__(
@@ -60,8 +46,6 @@ class Connection(Lifetime, Generic[AnyStream]):
         super().__init__(limits, bounds, loop)
         self._reader = reader
         self._blocks = blocks
-        self._peer_settings = PeerSettings()
-        self._control = Bucket(limits.control_burst, limits.control_per_s, loop.time)
         # Those that are not over, or for which something still runs.
         self.streams: dict[int, AnyStream] = {}
         self._owed = 0
@@ -69,10 +53,6 @@ class Connection(Lifetime, Generic[AnyStream]):
         self._greeted = False
 
     # What either end adds.
-
-    @abstractmethod
-    def _settled(self) -> None:
-        """The other end's first SETTINGS came."""
 
     @abstractmethod
     def _headers(self, stream_id: int, block: Block, *, ends: bool) -> None:
@@ -89,14 +69,6 @@ class Connection(Lifetime, Generic[AnyStream]):
     @abstractmethod
     def _was_reset(self, stream: AnyStream, code: int) -> None:
         """The other end has given up a stream."""
-
-    @abstractmethod
-    def _going(self, last_id: int, code: int, why: bytes) -> None:
-        """The other end takes no more streams than those up to a number."""
-
-    @abstractmethod
-    def _answered(self, payload: bytes) -> None:
-        """A PING of ours was answered."""
 
     @abstractmethod
     def _count_reset(self, stream: AnyStream | None) -> None:
@@ -138,11 +110,6 @@ class Connection(Lifetime, Generic[AnyStream]):
 
     # Frames.
 
-    def _greet(self, values: dict[Setting, int]) -> None:
-        """The first words, but for a client's preface."""
-        self._sender.control(settings(values))
-        self._sender.control(window_update(0, self._limits.connection_window_bytes - FIRST_WINDOW_BYTES))
-
     def _take(self, frame: Frame) -> None:
         kind, flags, stream_id, payload = frame
         if self._blocks.stream_id and kind != CONTINUATION:
@@ -163,24 +130,10 @@ class Connection(Lifetime, Generic[AnyStream]):
             self._widen(stream_id, payload)
         elif kind == RST_STREAM:
             self._reset_came(stream_id, payload)
-        elif kind == PING:
-            self._ping(flags, stream_id, payload)
-        elif kind == SETTINGS:
-            self._settings(flags, stream_id, payload)
         elif kind == PUSH_PROMISE:
             raise protocol_error("nobody may push here")
-        elif kind == GOAWAY:
-            self._spend(1.0)
-            if stream_id or len(payload) < 8:
-                raise protocol_error("a GOAWAY that is none")
-            self._going(int.from_bytes(payload[:4]) & 0x7FFFFFFF, int.from_bytes(payload[4:8]), payload[8:])
         else:
-            # Unknown types are passed over, and priorities, which nobody uses any more; for nothing is neither.
-            self._spend(1.0)
-            if kind == PRIORITY and not stream_id:
-                raise protocol_error("a PRIORITY of no stream")
-            if kind == PRIORITY and len(payload) != 5:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PRIORITY frame has five bytes")
+            self._keep(frame)
 
     def _block(self, stream_id: int, block: Block | None) -> None:
         if block is not None:
@@ -264,43 +217,6 @@ class Connection(Lifetime, Generic[AnyStream]):
         else:
             self._was_reset(stream, int.from_bytes(payload))
 
-    def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise protocol_error("a PING has no stream")
-        if len(payload) != 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a PING has eight bytes")
-        self._spend(1.0)
-        if flags & ACK:
-            self._answered(payload)
-        else:
-            self._sender.control(ping(payload, ACK))
-
-    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._spend(1.0 if flags & ACK else max(_SETTINGS_WEIGHT, len(self.streams) / _STREAMS_A_FRAME))
-        if stream_id:
-            raise protocol_error("SETTINGS have no stream")
-        if flags & ACK and payload:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "an answer to SETTINGS says nothing")
-        if flags & ACK:
-            return
-        wider = self._peer_settings.take(payload)
-        self._sender.frame_bytes(self._peer_settings.frame_bytes)
-        if wider:
-            for stream in self.streams.values():
-                if not stream.over and not self._sender.stream_widened(stream.out, wider):
-                    raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
-        self._sender.control(SETTINGS_ACK)
-        self._settled()
-
-    # Budgets.
-
-    def _spend(self, weight: float) -> None:
-        """A frame came that carries nothing."""
-        if not self._control.take(weight):
-            self._control.earn(4.0 * self._sender.data_frames())
-            if not self._control.take(weight):
-                raise too_much("too many frames that carry nothing")
-
     def _refused(self, kind: str, why: str) -> str:
         """What a call is told that finds no room."""
         self._bounds.refuse(kind, self.peer, why)
@@ -309,6 +225,15 @@ class Connection(Lifetime, Generic[AnyStream]):
     def _credit(self, stream: AnyStream) -> None:
         if not stream.over and (size := stream.inbox.credit()):
             self._sender.control(window_update(stream.id, size))
+
+    @property
+    def _streams_open(self) -> int:
+        return len(self.streams)
+
+    def _widen_all(self, size: int) -> None:
+        for stream in self.streams.values():
+            if not stream.over and not self._sender.stream_widened(stream.out, size):
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
 
     # Ends of streams.
 
