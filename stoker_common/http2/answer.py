@@ -51,6 +51,9 @@ class End:
         return cls(code.value, details)
 
 
+WELL: Final = End(OK)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One header block of an answer. `http_status` is None in trailers, `status` and `message` where nothing ends."""
@@ -65,6 +68,8 @@ class Answer:
     @property
     def end(self) -> End:
         """What it says of the call, if it is the answer's end."""
+        if self.status == OK and not self.message and not self.metadata:
+            return WELL
         if self.status is not None:
             return End(self.status, self.message, self.metadata)
         if self.http_status is not None and self.http_status != 200:

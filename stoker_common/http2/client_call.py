@@ -57,7 +57,9 @@ class ClientCall:
         self._initial: Metadata | None = None
         self._end: End | None = None
         self._locally = False
+        # Those who wait for its beginning or its answer's, and those who wait for its end.
         self._waiters: list[asyncio.Future[None]] = []
+        self._last_waiters: list[asyncio.Future[None]] = []
         self._callbacks: list[Callable[[Any], None]] = []
         self._deadline_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -108,6 +110,7 @@ class ClientCall:
         self._dialer.ended(self)
         self._inbox.end()
         self._wake()
+        _settle(self._last_waiters)
         for callback in self._callbacks:
             self._loop.call_soon(self._tell, callback)
         self._callbacks.clear()
@@ -122,10 +125,7 @@ class ClientCall:
         self.over(end)
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        _settle(self._waiters)
 
     async def _news(self) -> None:
         """Wait until it has begun, is answered, or is over."""
@@ -135,7 +135,9 @@ class ClientCall:
 
     async def _ended(self) -> End:
         while self._end is None:
-            await self._news()
+            waiter = self._loop.create_future()
+            self._last_waiters.append(waiter)
+            await waiter
         return self._end
 
     def _tell(self, callback: Callable[[Any], None]) -> None:
@@ -227,6 +229,13 @@ class ClientCall:
             # Not its text, which may quote what came.
             text = f"the answer's message cannot be read: {type(error).__name__}"
             raise self._error(End.of(Code.INTERNAL, text)) from error
+
+
+def _settle(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiters.clear()
 
 
 def too_large(size: int, most: int) -> End:

@@ -23,7 +23,7 @@ class UnaryCall(ClientCall, grpc.aio.UnaryUnaryCall[Any, Any]):
         """See grpc.aio.UnaryUnaryCall."""
         while self._end is None:
             try:
-                yield from self._news().__await__()
+                yield from self._ended().__await__()
             except asyncio.CancelledError:
                 self.cancel()
                 raise

@@ -1,6 +1,6 @@
 """One stream of a connection, as the call on it sees it at the client: what is asked, what came, how it ended."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from stoker_common.http2.answer import End
 from stoker_common.http2.faults import StreamFault
@@ -11,6 +11,8 @@ from stoker_common.http2.request import Metadata
 from stoker_common.http2.sender import Sender
 from stoker_common.http2.stream import Stream
 from stoker_common.refusal import Code
+
+_LOST: Final = End.of(Code.UNAVAILABLE, "the connection was lost")
 
 
 class Asks(Protocol):
@@ -40,7 +42,7 @@ class ClientStream(Stream):
         # Whether all that is asked is on its way.
         self.sent = False
         # How it ended; while it is under way, how it ends if nobody says otherwise.
-        self.end = End.of(Code.UNAVAILABLE, "the connection was lost")
+        self.end = _LOST
 
     # What its connection tells.
 
