@@ -187,7 +187,7 @@ async def test_a_cancelled_task_cancels_the_call_that_it_waits_for(serves: Http2
             task.cancel()
         await asyncio.wait(tasks)
         assert all(task.cancelled() for task in tasks)
-        assert waits.cancelled() and held.cancelled()
+        await until(lambda: waits.cancelled() and held.cancelled())
         await until(lambda: it.service.cancelled == 2)
 
 
