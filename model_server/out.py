@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from stoker_common.parts import joined
+from stoker_common.sink import Sink
 
 
 class Out(Protocol):
@@ -23,10 +24,12 @@ class Out(Protocol):
 
 class Written:
     """Implements `Out` for a call, made by `writing`. What waits is sent joined: gRPC's flow control is the reader's,
-    and what an engine makes meanwhile waits here, up to the request's last token."""
+    and what an engine makes meanwhile waits here, up to the request's last token. Where the call is a `Sink` with room,
+    and nothing waits, output goes out from within the engine's step: no task is woken for a token."""
 
-    def __init__(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(self, send: Callable[[bytes], Awaitable[None]], sink: Sink | None) -> None:
         self._send = send
+        self._sink = sink
         self._parts: list[bytes] = []
         self._more = asyncio.Event()
         self._sent = asyncio.Event()
@@ -39,7 +42,10 @@ class Written:
             self._sent.clear()
             self._more.set()
 
-    put_plain = put
+    def put_plain(self, part: bytes, tokens: int) -> None:
+        """See Out."""
+        if self._sink is None or not self._sent.is_set() or not self._sink.put(part):
+            self.put(part, tokens)
 
     async def written(self) -> None:
         """See Out."""
@@ -57,10 +63,10 @@ class Written:
 
 
 @asynccontextmanager
-async def writing(send: Callable[[bytes], Awaitable[None]]) -> AsyncIterator[Written]:
-    """An `Out` whose parts `send` gets, one call after another, while the block runs. Where that fails the block is
-    cancelled, and what failed is raised."""
-    out = Written(send)
+async def writing(send: Callable[[bytes], Awaitable[None]], sink: Sink | None = None) -> AsyncIterator[Written]:
+    """An `Out` whose parts `send` gets, one call after another, while the block runs, or `sink` at once: the two are
+    ends of one call. Where sending fails the block is cancelled, and what failed is raised."""
+    out = Written(send, sink)
     try:
         async with asyncio.TaskGroup() as tasks:
             sending = tasks.create_task(out.write())

@@ -8,6 +8,7 @@ from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common import tracing
 from stoker_common.fold import folded
 from stoker_common.refusal import invalid
+from stoker_common.sink import Sink
 from stoker_common.tickets import METADATA_KEY
 from stoker_common.wire import Context, Guard, parse, service, unary_unary
 
@@ -43,7 +44,9 @@ class InferenceService:
         async with Guard(context, f"{INFERENCE}/GenerateStream"):
             request = parse(inference_pb2.GenerateStreamRequest, data)
             _require(request.HasField("generation"))
-            async with writing(context.write) as out:
+            # grpc's context can only be waited for; ours takes what has room at once.
+            sink = context if isinstance(context, Sink) else None
+            async with writing(context.write, sink) as out:
                 await self._serve(request.generation, out, context)
 
     async def _serve(self, generation: generation_pb2.Generation, out: Out, context: Context) -> None:

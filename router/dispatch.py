@@ -13,11 +13,11 @@ from router.learned import Learned
 from router.ledger import NOTHING
 from router.policy import Candidate, Chosen
 from router.request import Request
-from router.sink import Sink
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2
 from stoker_common.link.stream import Relay
 from stoker_common.prompt_work import prompt_work
 from stoker_common.refusal import unavailable
+from stoker_common.sink import Sink
 
 
 def expect(learned: Learned, request: Request, candidate: Candidate, now_s: float) -> Expectation:

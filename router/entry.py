@@ -7,9 +7,9 @@ from opentelemetry.context import Context
 
 from router.direct import Direct
 from router.router import Router
-from router.sink import Sink
 from stoker.v1 import generation_pb2, router_pb2
 from stoker_common.clock import Clock
+from stoker_common.sink import Sink
 from stoker_common.validate import check_generation
 
 

@@ -31,10 +31,10 @@ from router.request import Request
 from router.retries import DID_NOTHING, Retries, RetryRules
 from router.retry_budget import RetryBudget
 from router.running import Running
-from router.sink import Sink
 from stoker.v1 import generation_pb2, inference_pb2
 from stoker_common.clock import Clock
 from stoker_common.refusal import deadline_exceeded, unavailable
+from stoker_common.sink import Sink
 from stoker_common.tickets import METADATA_KEY
 from stoker_common.tracing import Tracing, inject
 from stoker_common.transcript import Transcript

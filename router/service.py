@@ -7,11 +7,11 @@ import grpc
 
 from router.entry import Entry
 from router.report import Report
-from router.sink import Sink
 from stoker.v1 import generation_pb2, inference_pb2, router_pb2
 from stoker_common import tracing, wire
 from stoker_common.clock import Clock
 from stoker_common.fold import folded
+from stoker_common.sink import Sink
 from stoker_common.validate import check_generation
 from stoker_common.wire import Context
 

@@ -49,6 +49,41 @@ async def test_what_waits_for_a_slow_reader_is_one_message() -> None:
         await out.written()
 
 
+class Sink:
+    """Takes what has room."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.room = True
+        self._reader = reader
+
+    def put(self, part: bytes) -> bool:
+        if self.room:
+            self._reader.got.append(["put", *texts(part)])
+        return self.room
+
+
+async def test_output_goes_to_a_sink_with_room_while_nothing_waits_before_it() -> None:
+    reader = Reader()
+    sink = Sink(reader)
+    async with writing(reader.send, sink) as out:
+        out.put_plain(part("a"), 1)
+        assert reader.got == [["put", "a"]]
+        # What is more than output is never put there, and what comes behind it waits for it.
+        out.put(part("b"), 1)
+        out.put_plain(part("c"), 1)
+        await until(lambda: len(reader.got) == 2)
+        out.put_plain(part("d"), 1)
+        reader.reads.set()
+        await out.written()
+        assert reader.got[1:] == [["b", "c"], ["d"]]
+        sink.room = False
+        out.put_plain(part("e"), 1)
+        await out.written()
+        sink.room = True
+        out.put_plain(part("f"), 1)
+        assert reader.got[3:] == [["e"], ["put", "f"]]
+
+
 async def test_a_call_that_breaks_ends_what_writes_to_it() -> None:
     async def broken(data: bytes) -> None:
         raise ConnectionError(texts(data)[0])

@@ -11,11 +11,11 @@ from opentelemetry.context import Context
 
 from router.client_link import ClientLink
 from router.entry import Entry
-from router.sink import Sink
 from stoker.v1 import generation_pb2, router_pb2, worker_link_pb2
 from stoker_common import status
 from stoker_common.link.outbox import Outbox
 from stoker_common.refusal import Code, not_found
+from stoker_common.sink import Sink
 from tests.fakes.until import until
 
 Response = worker_link_pb2.AttachResponse

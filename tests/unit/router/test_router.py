@@ -32,7 +32,6 @@ from router.room import RoomRules, Rooms
 from router.router import Router
 from router.scorers import Rates
 from router.sessions import Sessions
-from router.sink import Sink
 from router.sizing import Sizing
 from router.ways import Ways
 from stoker.v1 import endpoint_pb2, generation_pb2, inference_pb2, model_pb2
@@ -44,6 +43,7 @@ from stoker_common.parts import only_deltas
 from stoker_common.refusal import Code, Refusal, exhausted, invalid, unavailable
 from stoker_common.resuming import MODES
 from stoker_common.resuming import continuation as continuation_exactness
+from stoker_common.sink import Sink
 from tests.fakes.clock import FakeClock
 from tests.fakes.until import until
 from tests.unit.router.builders import MODEL, endpoint, key, view
