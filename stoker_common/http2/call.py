@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Executor
 from contextlib import aclosing
 from inspect import isasyncgen
 from typing import Any, Never
@@ -13,6 +14,7 @@ import grpc.aio
 from stoker_common.failure import where
 from stoker_common.http2 import fields
 from stoker_common.http2.context import Context
+from stoker_common.http2.messages import Packed, Unreadable
 from stoker_common.http2.pacer import Pacer
 from stoker_common.http2.request import Request
 from stoker_common.http2.server_connection import ServerConnection
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # What is put meanwhile is text of a few milliseconds.
 _HELD_BYTES = 64 << 10
+_CODES = {int(code.value[0]): code for code in grpc.StatusCode}
 _NUMBERS = {code: int(code.value[0]) for code in grpc.StatusCode}
 # Raised as grpc.aio raises it.
 _OVER = "the call is over: its client has gone, or its status was sent"
@@ -39,6 +42,7 @@ class Call(Context):
         connection: ServerConnection,
         loop: asyncio.AbstractEventLoop,
         pacer: Pacer,
+        unpacking: Executor,
         most_bytes: int,
     ) -> None:
         super().__init__(request, connection.peer, loop)
@@ -47,6 +51,7 @@ class Call(Context):
         self._serialise = handler.response_serializer
         self._connection = connection
         self._pacer = pacer
+        self._unpacking = unpacking
         self._most_bytes = most_bytes
         # When something was put last, and what was put since.
         self._put_s = float("-inf")
@@ -118,7 +123,7 @@ class Call(Context):
             if handler.request_streaming:
                 argument: Any = self._requests()
             else:
-                argument = self._taken()
+                argument = await self._taken()
             if handler.response_streaming:
                 method: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
                 answer = method(argument, self)
@@ -143,10 +148,16 @@ class Call(Context):
             log.error("a handler failed", extra={"method": self._request.path, "where": where(error)})
             self._end(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: the server's log says where")
 
-    def _taken(self) -> Any:
+    async def _taken(self) -> Any:
         message = self._connection.take(self._stream)
         if message is None:
             return grpc.aio.EOF
+        if isinstance(message, Packed):
+            try:
+                message = await self._loop.run_in_executor(self._unpacking, message.unpacked)
+            except Unreadable as error:
+                self._end(_CODES[error.code.value], error.why)
+                raise grpc.aio.AbortError(error.why) from error
         read = self._handler.request_deserializer
         return message if read is None else read(message)
 
@@ -197,7 +208,7 @@ class Call(Context):
         inbox = self._stream.inbox
         while not inbox.messages and not inbox.ended:
             await inbox.wait()
-        return self._taken()
+        return await self._taken()
 
     async def write(self, message: Any) -> None:
         """See grpc.aio.ServicerContext. Waits while much of this stream waits for its client. Runs once a token."""

@@ -67,7 +67,8 @@ class Limits:
     # half a second, and 5 % of a core. A client that gives up all that waits for an overloaded mesh stays below.
     resets_burst: int = 5_000
     resets_per_s: float = 500.0
-    # Messages may be compressed. Unpacking one of 16 MiB holds the loop for 40 to 115 ms; False refuses it.
+    # Messages may be compressed. One that becomes more than 128 KiB is unpacked by a thread, one for all; False refuses
+    # all that is compressed.
     compressed: bool = True
     # The preface and the first SETTINGS have to be there by then; a client is asked nothing before it has begun.
     handshake_s: float = 10.0

@@ -5,6 +5,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ class Http2Server(grpc.aio.Server):
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._pacer: Pacer | None = None
+        # One thread, which there is when there is something to unpack: it takes no more than a core, whoever sends it.
+        self._unpacking = ThreadPoolExecutor(1, "unpacking")
         self._connections: set[ServerConnection] = set()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -115,6 +118,7 @@ class Http2Server(grpc.aio.Server):
             connection.abort()
         # Handlers may take their time to end, as with gRPC.
         await self._quiet.wait()
+        self._unpacking.shutdown(wait=False)
         self._stopped.set()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
@@ -169,7 +173,9 @@ class Http2Server(grpc.aio.Server):
         loop = asyncio.get_running_loop()
         if self._pacer is None:
             self._pacer = Pacer(loop, self._limits.message_s)
-        call = Call(stream, request, handler, connection, loop, self._pacer, self._limits.response_bytes)
+        call = Call(
+            stream, request, handler, connection, loop, self._pacer, self._unpacking, self._limits.response_bytes
+        )
         if handler.request_streaming:
             call.begin()
         return call

@@ -169,8 +169,25 @@ async def test_a_client_that_does_not_read_stops_its_handler_alone(kind: Http2) 
 async def test_compressed_requests_are_read(kind: Http2, compression: grpc.Compression) -> None:
     async with up(kind) as it:
         assert await it.unary("Twice")(b"a" * 10_000, compression=compression) == b"a" * 20_000
-        error = await refused(it.unary("Twice")(bytes(MAX_REQUEST_BYTES + 1), compression=compression))
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for _ in range(2):  # the connection goes on
+            sent = os.urandom(1024) * 4096
+            assert await it.unary("Twice")(sent, compression=compression) == sent * 2
+            error = await refused(it.unary("Twice")(bytes(MAX_REQUEST_BYTES + 1), compression=compression))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@kinds
+@pytest.mark.parametrize("method", ["Read", "Echo"])
+async def test_a_compressed_stream_stays_in_order_and_ends_at_what_is_too_large(kind: Http2, method: str) -> None:
+    sizes = (3, 1 << 20, 0, 300_000, 5)
+    async with up(kind) as it:
+        call = it.both(method)(compression=grpc.Compression.Gzip)
+        for size in sizes:
+            await call.write(b"x" * size)
+        assert [await call.read() for _ in sizes] == [b"x" * size for size in sizes]
+        await call.write(bytes(MAX_REQUEST_BYTES + 1))
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await until(lambda: not it.service.running)
 
 
 @kinds

@@ -1,5 +1,6 @@
 """Messages out of DATA, however it is cut, and never more of one than may be."""
 
+import random
 import tracemalloc
 import zlib
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stoker_common.http2.frames import message_prefix
-from stoker_common.http2.messages import MessageReader, Unreadable
+from stoker_common.http2.messages import MessageReader, Packed, Unreadable
 from stoker_common.refusal import Code
 
 pytestmark = pytest.mark.unit
@@ -45,12 +46,32 @@ def test_compressed_messages_are_read(encoding: str, window: int) -> None:
     assert list(reader.feed(data)) == [b"a" * 1000, b"b", b""]
 
 
+def unpacked(reader: MessageReader, data: bytes) -> list[bytes]:
+    """The messages, those unpacked later as well."""
+    return [each.unpacked() if isinstance(each, Packed) else each for each in reader.feed(data)]
+
+
+@pytest.mark.parametrize(("size", "later"), [(100_000, False), (200_000, True), (1 << 20, True)])
+def test_what_takes_long_to_unpack_is_left_for_later(size: int, later: bool) -> None:
+    data = zipped(bytes(size), 31)
+    (message,) = MessageReader(1 << 20, "gzip").feed(data)
+    assert isinstance(message, Packed) == later
+    assert unpacked(MessageReader(1 << 20, "gzip"), data) == [bytes(size)]
+
+
+def test_a_large_message_that_is_cut_off_is_an_error() -> None:
+    whole = zipped(random.Random(1).randbytes(300_000), 31)[5:-100]
+    with pytest.raises(Unreadable) as caught:
+        unpacked(MessageReader(1 << 20, "gzip"), b"\1" + message_prefix(len(whole))[1:] + whole)
+    assert caught.value.code is Code.INTERNAL
+
+
 def test_a_bomb_is_not_unpacked() -> None:
     bomb = zipped(bytes(64 << 20), 31)
     tracemalloc.start()
     try:
         with pytest.raises(Unreadable) as caught:
-            list(MessageReader(1 << 20, "gzip").feed(bomb))
+            unpacked(MessageReader(1 << 20, "gzip"), bomb)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
