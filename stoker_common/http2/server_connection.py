@@ -107,7 +107,7 @@ class ServerConnection(Connection[ServerStream]):
 
     def _headers(self, stream_id: int, block: Block, *, ends: bool) -> None:
         if stream_id <= self._last_id:
-            self._trailers(stream_id, ends)
+            self._trailers(stream_id, block, ends)
             return
         self._last_id = stream_id
         if stream_id > self._served_to or len(self.streams) >= self._limits.streams:
@@ -152,7 +152,7 @@ class ServerConnection(Connection[ServerStream]):
         if ends and stream.served is not None:
             stream.served.came()
 
-    def _trailers(self, stream_id: int, ends: bool) -> None:
+    def _trailers(self, stream_id: int, block: Block, ends: bool) -> None:
         """A second header block. gRPC's clients send none."""
         self._spend(1.0)
         stream = self.streams.get(stream_id)
@@ -164,6 +164,8 @@ class ServerConnection(Connection[ServerStream]):
             return
         if stream.inbox.ended:
             raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the stream's end")
+        for name, value in block.fields:
+            request.entries(stream_id, name, value)  # nobody reads them; malformed ones are an error all the same
         if not ends:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a second header block is the stream's end")
         stream.expect(0, ends=True)

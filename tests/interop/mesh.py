@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from prometheus_client import CollectorRegistry
+
 from discovery.memory import MemoryCatalog
 from model_server.config import ServerSettings
 from model_server.engines.sim_settings import SimSettings
@@ -42,6 +44,12 @@ class Served:
     def address(self) -> str:
         """The router's."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The router's metrics. It runs."""
+        assert self._router is not None
+        return self._router.registry
 
     def leave(self) -> None:
         """Take nothing new, and let what runs end."""

@@ -47,9 +47,9 @@ def go_client(folder: Path) -> list[str] | None:
     generate += [f"--go_out=plugins=grpc,{known}:{out / 'src'}", *(f"stoker/v1/{name}.proto" for name in _PROTOS)]
     subprocess.run(generate, check=True, stderr=subprocess.DEVNULL)
     made = folder / "client-go"
-    where = {"GO111MODULE": "off", "GOPATH": f"{out}:{_GO}", "GOCACHE": str(folder / "go-cache")}
+    where = {"GO111MODULE": "off", "GOPATH": f"{out}:{_GO}"}
     build = ["go", "build", "-o", str(made), str(_HERE / "clients" / "go" / "main.go")]
-    subprocess.run(build, check=True, env={**os.environ, **where})
+    subprocess.run(build, check=True, env={"GOCACHE": str(folder / "go-cache"), **os.environ, **where})
     return [str(made), "ADDRESS"]
 
 

@@ -149,8 +149,8 @@ func (c client) deadline() error {
 }
 
 func (c client) large() error {
-	answer, err := c.unary(context.Background(), strings.Repeat("lorem ipsum ", (2<<20)/12), 3)
-	if err == nil && len(answer.Started.PromptTokenIds) < 500000 {
+	answer, err := c.unary(context.Background(), "lorem"+strings.Repeat(" ", 4<<20)+"ipsum", 3)
+	if err == nil && len(answer.Started.PromptTokenIds) < 200000 {
 		err = errors.New("not a large answer")
 	}
 	return err
