@@ -42,6 +42,9 @@ ONLY = {
     "stoker x2": ("paced 64", "paced 256", "unpaced 64"),
 }
 
+# A router by each HTTP/2 that may serve clients.
+SOAKED = ("stoker", "stoker h2")
+
 Case = Callable[[System, Window], Awaitable[Figures]]
 
 
@@ -129,8 +132,11 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with systems(folder, wanted) as up:
             results = run(up, chosen, arguments.rounds, window)
-            stoker = next((system for system in up if system.name == "stoker"), None)
-            soaked = uvloop.run(_soak(stoker, arguments.soak, window)) if stoker and arguments.soak else {}
+            soaked = {
+                system.name: uvloop.run(_soak(system, arguments.soak, window))
+                for system in up
+                if system.name in SOAKED and arguments.soak
+            }
     picks = {str(count): round(pick_us(count), 1) for count in (8, 64, 512)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     whole = {"about": about.about(sys.argv[1:]), "results": results, "pick_us": picks, "soak": soaked}

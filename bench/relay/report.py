@@ -6,7 +6,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +30,8 @@ class Run:
         self.about: dict[str, str] = whole["about"]
         self.picks: dict[str, float] = whole["pick_us"]
         self._results: list[Result] = whole["results"]
-        self.soak: dict[str, dict[str, float]] = whole.get("soak", {})
+        # By system, by what was looked at.
+        self.soak: dict[str, dict[str, dict[str, float]]] = whole.get("soak", {})
         self.systems = list(dict.fromkeys(result["system"] for result in sorted(self._results, key=_order)))
         self.cases = list(dict.fromkeys(result["case"] for result in self._results))
         self.rounds = len({result["round"] for result in self._results})
@@ -177,18 +178,27 @@ def _targets(run: Run) -> str:
         added = [run.added(name, case, "itl_p99_ms") for name in ("stoker", "stoker h2")]
         row = [told(f"{each:.1f} ms", good=each <= 5) if each is not None else "-" for each in added]
         rows.append([f"added ITL p99, {case}", "≤ 5 ms", *row])
-    if (left := run.soak.get("leftovers")) is not None:
-        good = left["rss_ratio"] <= 1.05 and left["descriptors_more"] <= 0
-        what = f"memory after {left['streams']:,.0f} streams more, half of them cancelled"
-        found = (
-            f"{left['rss_ratio']:.3f} x ({left['rss_after_mib']:.0f} MiB), {left['descriptors_more']:.0f} descriptors"
-        )
-        rows.append([what, "≤ 1.05 x, none left", told(found, good=good), "-"])
-    if (slow := run.soak.get("slow reader")) is not None:
-        good = slow["ratio"] <= 1.1
-        spread = f"quartiles of {slow['rounds']:.0f} rounds {slow['ratio_p25']:.2f} to {slow['ratio_p75']:.2f}"
-        found = f"{slow['ratio']:.2f} x ({slow['itl_p99_beside_ms']:.1f} ms; {spread})"
-        rows.append(["others' ITL p99 beside a client that never reads", "≤ 1.1 x", told(found, good=good), "-"])
+
+    def soaked(what: str, limit: str, look: str, tell: Callable[[dict[str, float]], str]) -> None:
+        found = [run.soak.get(name, {}).get(look) for name in ("stoker", "stoker h2")]
+        if any(found):
+            rows.append([what, limit, *(tell(each) if each else "-" for each in found)])
+
+    def left(figures: dict[str, float]) -> str:
+        good = figures["rss_ratio"] <= 1.05 and figures["descriptors_more"] <= 0
+        more = f"({figures['rss_after_mib']:.0f} MiB), {figures['descriptors_more']:.0f} descriptors"
+        return told(f"{figures['rss_ratio']:.3f} x {more}", good=good)
+
+    def beside(figures: dict[str, float]) -> str:
+        spread = f"quartiles of {figures['rounds']:.0f} rounds {figures['ratio_p25']:.2f} to {figures['ratio_p75']:.2f}"
+        found = f"{figures['ratio']:.2f} x ({figures['itl_p99_beside_ms']:.1f} ms; {spread})"
+        return told(found, good=figures["ratio"] <= 1.1)
+
+    streams = max((each.get("leftovers", {}).get("streams", 0) for each in run.soak.values()), default=0)
+    soaked(
+        f"memory after {streams:,.0f} streams more, half of them cancelled", "≤ 1.05 x, none left", "leftovers", left
+    )
+    soaked("others' ITL p99 beside a client that never reads", "≤ 1.1 x", "slow reader", beside)
     return _table(["target", "is", '`http2 = "grpc"`', '`http2 = "stoker"`'], rows)
 
 

@@ -95,12 +95,12 @@ def systems(folder: Path, names: Sequence[str]) -> Iterator[list[System]]:
             command = {
                 "passthrough": [*passthrough, f"--port={port}"],
                 "passthrough h2": [*passthrough, f"--port={port}", "--http2=stoker"],
-                "stoker": [python, "-m", "router", f"--listen-port={port}", *quiet],
+                "stoker": [python, "-m", "router", f"--listen-port={port}", "--http2=grpc", *quiet],
                 # A router of its own, so that each one's CPU is of its own streams.
-                "stoker link": [python, "-m", "router", f"--listen-port={port}", *quiet],
+                "stoker link": [python, "-m", "router", f"--listen-port={port}", "--http2=grpc", *quiet],
                 "stoker h2": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet],
                 "stoker h2 link": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet],
-                "stoker direct": [python, "-m", "router", f"--listen-port={port}", *quiet, key],
+                "stoker direct": [python, "-m", "router", f"--listen-port={port}", "--http2=grpc", *quiet, key],
                 "stoker h2 direct": [python, "-m", "router", f"--listen-port={port}", "--http2=stoker", *quiet, key],
                 "stoker x2": [python, "-m", "router", f"--listen-port={port}", "--processes=2", *quiet],
                 "vllm-router": [

@@ -80,10 +80,15 @@ def test_direct_mode_is_held_against_what_the_better_rust_peer_spends_on_such_a_
 
 def test_a_client_that_never_reads_is_judged_by_the_rounds_own_ratios() -> None:
     run = run_of(result(0, "stoker", 1.0))
-    run.soak = {
-        "slow reader": {"rounds": 8, "ratio": 1.04, "ratio_p25": 0.9, "ratio_p75": 1.2, "itl_p99_beside_ms": 21.0}
-    }
-    assert "≤ 1.1 x | 1.04 x (21.0 ms; quartiles of 8 rounds 0.90 to 1.20), yes | - |" in page(run, NOTES)
+    figures = {"rounds": 8, "ratio": 1.04, "ratio_p25": 0.9, "ratio_p75": 1.2, "itl_p99_beside_ms": 21.0}
+    run.soak = {"stoker": {"slow reader": figures}}
+    told = "1.04 x (21.0 ms; quartiles of 8 rounds 0.90 to 1.20), yes"
+    assert f"≤ 1.1 x | {told} | - |" in page(run, NOTES)
+    run.soak["stoker h2"] = {"slow reader": {**figures, "ratio": 1.2}}
+    assert f"≤ 1.1 x | {told} | 1.20 x" in page(run, NOTES)
+    left = {"streams": 100, "rss_ratio": 1.01, "rss_after_mib": 90, "descriptors_more": 1}
+    run.soak["stoker h2"]["leftovers"] = left
+    assert "after 100 streams more, half of them cancelled | ≤ 1.05 x, none left | - | 1.010 x" in page(run, NOTES)
 
 
 def test_nothing_is_measured_of_a_system_where_it_has_nothing_to_show() -> None:
