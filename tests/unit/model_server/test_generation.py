@@ -20,7 +20,7 @@ from model_server.engine import (
     EngineRequest,
     Take,
 )
-from model_server.generation import Generator
+from model_server.generation import Generator, cut_off_late
 from model_server.handing import handed
 from model_server.inflight import InFlight
 from model_server.metrics import ServerMetrics
@@ -279,6 +279,23 @@ async def test_a_cancel_takes_it_off_the_engine(n: int) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert served.clean and served.outcome("CANCELLED") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("ran_s", "remaining_s", "late"),
+    [
+        (5.0, None, False),
+        (0.31, 0.3, True),
+        (0.25, 0.3, True),
+        (0.19, 0.3, False),
+        (0.02, 0.03, True),
+        (0.01, 0.03, False),
+    ],
+)
+def test_a_client_cancels_by_its_own_clock_when_its_deadline_has_passed(
+    ran_s: float, remaining_s: float | None, late: bool
+) -> None:
+    assert cut_off_late(ran_s, remaining_s) == late
 
 
 async def test_a_write_that_fails_takes_it_off_the_engine() -> None:
