@@ -106,7 +106,7 @@ class ServerSettings(Settings):
         "several, separated by commas, while it is changed",
     )
     max_waiting: int = Field(256, ge=0, description="sequences that may wait for the engine; then it refuses")
-    http2: Http2 = Field("grpc", description="whose HTTP/2 serves clients: gRPC's own, or Stoker's, for many streams")
+    http2: Http2 = Field("stoker", description="whose HTTP/2 serves clients: Stoker's own, or gRPC's")
     reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
     otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

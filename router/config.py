@@ -64,8 +64,7 @@ class RouterSettings(Settings):
     )
     drain_seconds: float = Field(30.0, ge=0, description="how long SIGTERM lets requests in flight end, in seconds")
     http2: Http2 = Field(
-        "grpc",
-        description="whose HTTP/2 serves clients and reaches servers: gRPC's own, or Stoker's, for many streams",
+        "stoker", description="whose HTTP/2 serves clients and reaches servers: Stoker's own, or gRPC's"
     )
     reflection: bool = Field(False, description="serve gRPC reflection, for grpcurl and the like")
     otlp_endpoint: str = Field("", description="where to send traces by OTLP/gRPC, host:port or URL; default: nowhere")
