@@ -173,4 +173,5 @@ async def test_a_step_of_the_engine_is_one_message_whatever_its_size() -> None:
         parts = [message.step for _, message in link.heard if message.step.step in of and message.step.outputs]
         # All but the last ones, with which streams go, and those that came so late that two were sent as one.
         assert len(of) >= 40
-        assert len(parts) == len(of)
+        # A message has the number of the step at which it was written: one that was late has the next one's, too.
+        assert all(len(part.outputs) == streams for part in parts)
