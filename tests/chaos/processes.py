@@ -31,6 +31,8 @@ class Process:
     # Where others reach it, if not at its address.
     front: str = ""
     environ: dict[str, str] = field(default_factory=dict)
+    # Where its present life begins in the log, in bytes.
+    _log_at: int = field(default=0, repr=False)
     _popen: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
@@ -54,6 +56,10 @@ class Process:
     def exit_code(self) -> int | None:
         """How it ended; None while it runs."""
         return None if self._popen is None else self._popen.poll()
+
+    def said(self) -> str:
+        """What it has logged in its present life; empty before the first."""
+        return self.log.read_bytes()[self._log_at :].decode(errors="replace") if self.log.exists() else ""
 
     def start(self) -> None:
         """Start it, if it does not run."""
@@ -84,6 +90,7 @@ class Process:
         environ |= self.environ
         launcher = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
         with self.log.open("ab") as output:
+            self._log_at = output.tell()
             self._popen = subprocess.Popen(
                 [*launcher, *self.argv],
                 stdin=subprocess.DEVNULL,

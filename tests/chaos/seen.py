@@ -92,9 +92,11 @@ class Seen:
         return True
 
     def _epoch(self, server: str) -> str:
-        """The epoch of the server's present life, from its log."""
-        lines = self._processes[server].log.read_text(errors="replace").splitlines()
-        for line in reversed(lines):
+        """The epoch of the server's present life, from its log; empty until it is registered.
+
+        A former life is in the catalog until its check expires: the log's last word alone may be of that one.
+        """
+        for line in reversed(self._processes[server].said().splitlines()):
             if '"registered"' in line:
                 return str(json.loads(line).get("epoch", ""))
         return ""
