@@ -27,5 +27,9 @@ def test_who_wakes_early_does_not_wake_twice_for_one_moment() -> None:
 
 
 @pytest.mark.parametrize("now_s", [n / 97 for n in range(200)])
-def test_it_is_never_much_sooner_or_later_than_asked(now_s: float) -> None:
-    assert 0.25 * 0.5 <= until(now_s, 0.5) <= 1.25 * 0.5
+def test_it_is_half_as_long_as_asked_at_least_and_half_as_long_again_at_most(now_s: float) -> None:
+    assert 0.5 * 0.5 <= until(now_s, 0.5) <= 1.5 * 0.5
+
+
+def test_whoever_comes_at_any_time_waits_as_long_as_asked_on_average() -> None:
+    assert sum(until(n / 1000, 0.25) for n in range(1000)) / 1000 == pytest.approx(0.25, abs=1e-3)
