@@ -412,7 +412,7 @@ async def test_closing_with_grace_lets_calls_end_and_takes_no_new_ones(serves: H
         await ends.write(b"a")
         assert await ends.read() == b"a"
         assert await held.read() == b"begun"
-        closing_now = asyncio.create_task(it.channel.close(0.5))
+        closing_now = asyncio.create_task(it.channel.close(2.0))
         await asyncio.sleep(0)
         await ends.done_writing()
         assert await ends.read() is grpc.aio.EOF
