@@ -41,7 +41,9 @@ class RouterSettings(Settings):
     max_attempts: int = Field(3, ge=1, le=10, description="attempts of a request before its first chunk")
     queue_length: int = Field(256, ge=0, description="requests that may wait for one model; then it refuses")
     waiting_per_server: int = Field(
-        4, ge=0, description="streams a server is given beyond its batch; what is more waits in the router, in order"
+        4,
+        ge=0,
+        description="streams a server is given beyond its batch; once all have so many, the rest waits in the router",
     )
     hold_s: float = Field(
         5.0, ge=0, description="seconds a request waits while no server can take its model, such as in a failover"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
+from discovery.endpoint import Residency
 from router import filters, scorers
 from router.ejection import Breakers
 from router.ledger import NOTHING, UNTOLD, Account, Key, Typical
@@ -141,12 +142,13 @@ class Policy:
     ) -> Choices:
         """Filter and cost the holders of the request's model.
 
-        When experience has ejected every holder that is left, its word counts no more than a guess, and with `panic`
-        all of them are candidates again (Envoy's rule). Where only a part of a zone is left: `Breakers.doubts`.
+        Where one has room, full ones are candidates, too. When experience has ejected every holder that is left, its
+        word counts no more than a guess, and with `panic` all of them are candidates again (Envoy's rule). Where only a
+        part of a zone is left: `Breakers.doubts`.
         """
         fit: list[Holder] = []
         ejected: list[Holder] = []
-        full = False
+        full: list[Holder] = []
         excluded: dict[Key, str] = {}
         breakers, accounts, rooms, now_s = conditions.breakers, conditions.accounts, conditions.rooms, conditions.now_s
         for holder in holders:
@@ -158,7 +160,7 @@ class Policy:
                 ejected.append(holder)
             elif rooms is not None and (why := filters.full(holder.member, accounts, rooms, now_s)):
                 excluded[key] = why
-                full = True
+                full.append(holder)
             else:
                 fit.append(holder)
         if panic and not fit and not full:
@@ -168,6 +170,13 @@ class Policy:
                 else:
                     fit.append(holder)
                     del excluded[holder.member.key]
+        if full and rooms is not None and any(holder.model.residency is Residency.HOT for holder in fit):
+            # Somebody has room, so that nothing waits in the router: a full one is a longer queue then, and no more.
+            # Else all would go behind the queue of the last that has room, however long it is (docs/adr/0163).
+            for holder in full:
+                if not rooms.overloaded(holder.member.key, now_s):
+                    del excluded[holder.member.key]
+                    fit.append(holder)
         candidates = sorted(
             (Candidate(holder, self._cost(request, holder, conditions)) for holder in fit),
             key=lambda candidate: candidate.cost.total_ms,

@@ -1,7 +1,8 @@
 """Which servers have room for one more request, as far as the router knows. Pure but for the marks it keeps.
 
 A router fills a server's batch and lets a few more wait there, so that a place that becomes free is taken at the next
-step. The rest waits in the router, where it can still be put in order, sent elsewhere, or given up.
+step. Where all have so much, the rest waits in the router, where it can still be put in order, sent elsewhere, or given
+up.
 """
 
 from collections.abc import Iterable
@@ -20,8 +21,8 @@ _LEAST_S, _MOST_S = 0.1, 5.0
 class RoomRules:
     """What a server is given."""
 
-    # Streams on a server beyond its batch. A place that becomes free is taken within a step instead of a round trip;
-    # more would wait in an order that the router cannot change any more.
+    # Streams on a server beyond its batch, where no other has room. A place that becomes free is taken within a step
+    # instead of a round trip; more would wait in an order that the router cannot change any more.
     waiting_per_server: int = 4
     # Links report at least every 0.5 s. An older report says nothing of the others' streams, and is left out: the
     # server itself refuses what is too much.
@@ -41,7 +42,7 @@ class Rooms:
 
     def full(self, endpoint: Endpoint, account: Account, now_s: float) -> bool:
         """Whether the server gets nothing new now."""
-        if self._overloaded and self._overloaded.get((endpoint.server, endpoint.epoch), 0.0) > now_s:
+        if self.overloaded((endpoint.server, endpoint.epoch), now_s):
             return True
         # Called for each candidate of each pick: what needs no report comes first.
         streams, most = account.own_streams, endpoint.max_streams
@@ -51,6 +52,10 @@ class Rooms:
             if load.waiting and load.kv_usage >= self._rules.kv_full:
                 most = min(most, load.running)
         return streams >= most + self._rules.waiting_per_server
+
+    def overloaded(self, key: Key, now_s: float) -> bool:
+        """Whether the server said that too much waits there, and is still believed."""
+        return bool(self._overloaded) and self._overloaded.get(key, 0.0) > now_s
 
     def refused(self, key: Key, refusal: Refusal) -> None:
         """The server refused a request. If too much waits there, it gets nothing until it is worth trying again."""

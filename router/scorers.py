@@ -6,6 +6,7 @@ cache saves.
 """
 
 from dataclasses import dataclass
+from math import exp, pi, sqrt
 from typing import NamedTuple
 
 from discovery.endpoint import Residency
@@ -20,6 +21,10 @@ FOUND_LONGER = 2.0
 # Where our prompt is not computed another one will be: who comes next goes where less waits. Half of what ours holds up
 # would be held up all the same; chosen on the workloads that are made up (docs/adr/0158).
 NOT_INSTEAD = 0.5
+# How far a request's own pace is off what its server measures when it is sent there: the standard deviation, as a share
+# (docs/adr/0164).
+PACE_SPREAD = 0.1
+_DENSITY = 1.0 / (PACE_SPREAD * sqrt(2.0 * pi))
 
 
 class Cost(NamedTuple):
@@ -64,11 +69,14 @@ class Rates:
     def pace_worth(self, itl_ms: float) -> float:
         """What a ms more between tokens is worth, in ms until a first token, where there are `itl_ms` between them now.
 
-        A pace costs as its square: nobody misses a ms where tokens come faster than one reads, and everybody does
-        where it is the one too many. Beyond the pace that is just good enough it is as at it (docs/adr/0158).
+        A pace costs as its square: nobody misses a ms where tokens come faster than one reads (docs/adr/0158). And
+        paces differ: the nearer to what is just good enough, the more of them a ms more brings beyond it, each of which
+        is as bad as a first token just too late (docs/adr/0164). Beyond it a ms is worth what it is at it.
         """
         just_ms = self.just_itl_ms
-        return 2.0 * self.just_first_token_ms / just_ms * (itl_ms / just_ms if itl_ms < just_ms else 1.0)
+        share = itl_ms / just_ms if itl_ms < just_ms else 1.0
+        off = (1.0 - share) / PACE_SPREAD
+        return self.just_first_token_ms / just_ms * (2.0 * share + _DENSITY * exp(-0.5 * off * off))
 
 
 def cost(

@@ -82,6 +82,7 @@ class Server:
             models=models,
             max_streams=speeds.max_streams,
             kv_tokens=speeds.kv_tokens,
+            step_tokens=speeds.max_batched_tokens,
             link_version=1,
         )
 

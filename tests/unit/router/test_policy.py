@@ -6,15 +6,16 @@ from dataclasses import replace
 import pytest
 
 from discovery.catalog import CatalogState
-from discovery.endpoint import Endpoint
+from discovery.endpoint import Endpoint, ModelState, Residency
 from router.ejection import Breakers, EjectionRules
 from router.ledger import Account, Key, Ledger
 from router.policy import Chosen, Conditions, Policy
 from router.room import RoomRules, Rooms
 from router.scorers import Rates
 from router.snapshot import Snapshot
+from stoker_common.refusal import exhausted
 from tests.fakes.clock import FakeClock
-from tests.unit.router.builders import endpoint, key, request, snapshot
+from tests.unit.router.builders import MODEL, endpoint, key, request, snapshot
 
 A1, A2, B1 = endpoint("a-1"), endpoint("a-2"), endpoint("b-1", "b")
 POLICY = Policy("a", Rates(prefill_tokens_per_second=1000, itl_ms=10, leave_zone_ms=50))
@@ -154,6 +155,31 @@ def test_a_hard_session_waits_for_its_server() -> None:
     soft = setting.pick(session=7, rooms=rooms)
     assert soft is not None
     assert soft.candidate.holder.member.key == key(A1)
+
+
+def test_a_full_server_gets_a_request_where_the_others_queues_are_longer() -> None:
+    a3 = endpoint("a-3", max_streams=2)
+    setting = Setting(A1, A2, a3)
+    setting.accounts[key(A1)] = Account(own_prompt_tokens=60_000)
+    setting.accounts[key(A2)] = Account(own_prompt_tokens=50_000)
+    setting.accounts[key(a3)] = Account(own_streams=4)
+    rooms = Rooms(RoomRules(waiting_per_server=0), Ledger(setting.clock), setting.clock)
+    chosen = setting.pick(rooms=rooms)
+    assert chosen is not None
+    assert (chosen.candidate.holder.member.key, chosen.candidate.cost.full_ms > 0) == (key(a3), True)
+    # What a server itself says of that goes before: there it would be refused.
+    rooms.refused(key(a3), exhausted("many wait", reason="SERVER_OVERLOADED", retry_after_s=5.0))
+    chosen = setting.pick(rooms=rooms)
+    assert chosen is not None and chosen.candidate.holder.member.key == key(A2)
+
+
+def test_where_only_a_server_has_room_whose_model_is_not_hot_full_ones_are_left_alone() -> None:
+    cold = endpoint("a-3", models=(ModelState(MODEL, Residency.ASLEEP, 4096),))
+    setting = Setting(A1, cold)
+    setting.accounts[key(A1)] = Account(own_streams=8)
+    rooms = Rooms(RoomRules(waiting_per_server=0), Ledger(setting.clock), setting.clock)
+    chosen = setting.pick(rooms=rooms)
+    assert chosen is not None and chosen.candidate.holder.member.key == key(cold)
 
 
 def test_a_hard_session_without_a_server_yet_goes_where_it_is_cheapest() -> None:
