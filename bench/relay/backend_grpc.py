@@ -1,7 +1,8 @@
 """A mock model server for gRPC: `python -m bench.relay.backend_grpc --port 9000 --consul 127.0.0.1:8500`.
 
-Speaks plain calls and the worker link, makes no effort at all for a token, and registers in Consul where that is given.
-All streams get a token at the same moment, as from an engine's step.
+Speaks plain calls and the worker link, makes no effort at all for a token, and registers in Consul.
+All streams get a token at the same moment, as from an engine's step. `--http2 stoker` where several routers are to be
+kept busy: a message costs gRPC's server more than this mock costs in all.
 """
 
 import argparse
@@ -11,23 +12,29 @@ import random
 from collections.abc import Iterator
 
 import grpc
-import grpc.aio
 import uvloop
 
-from bench.relay.script import MODEL, ONCE_TOKENS, PACED, STEP_MS, UNPACED, stamp
+from bench.relay.script import MODEL, ONCE_TOKENS, PACED, STAMP_DIGITS, STEP_MS, UNPACED, stamp
 from discovery.consul_client import ConsulClient
 from discovery.consul_registrar import ConsulRegistrar
 from discovery.endpoint import Endpoint, Load, ModelState, Residency
 from discovery.messages import load_to_proto
 from stoker.v1 import generation_pb2, inference_pb2, worker_link_pb2
-from stoker_common import wire
-from stoker_common.channel import server_options
+from stoker_common import servers, wire
+from stoker_common.channel import Http2
 from stoker_common.link.hello import hear_hello, heard
 from stoker_common.link.versions import COLUMNS, SPOKEN
 
 ME = "mock"
 HEARTBEAT_S = 0.4
 LOAD = Load(prefill_tokens_per_second=1e6, itl_ms=STEP_MS)
+TOKEN_ID = 1000
+# A token's part around its text: all tokens are alike but for when they were made.
+_BEFORE, _AFTER = (
+    inference_pb2.GenerateStreamResponse(deltas=[inference_pb2.Delta(text="#" * STAMP_DIGITS, token_ids=[TOKEN_ID])])
+    .SerializeToString()
+    .split(b"#" * STAMP_DIGITS)
+)
 
 
 class Answer:
@@ -53,23 +60,22 @@ class Answer:
         )
         return inference_pb2.GenerateStreamResponse(started=started).SerializeToString()
 
-    def token(self) -> bytes:
-        """The next token, with the last part's content if it is the last."""
+    def token(self, now: str) -> bytes:
+        """The next token, made now, with the last part's content if it is the last."""
         self.left -= 1
         self._made += 1
-        part = inference_pb2.GenerateStreamResponse(
-            deltas=[inference_pb2.Delta(text=stamp(), token_ids=[1000 + self._made % 30000])]
-        )
-        if self.left <= 0:
-            part.deltas[0].finish_reason = inference_pb2.FINISH_REASON_LENGTH
-            part.finished.usage.prompt_tokens = 8
-            part.finished.usage.completion_tokens = self._made
+        if self.left > 0:
+            return b"".join((_BEFORE, now.encode(), _AFTER))
+        part = inference_pb2.GenerateStreamResponse(deltas=[inference_pb2.Delta(text=now, token_ids=[TOKEN_ID])])
+        part.deltas[0].finish_reason = inference_pb2.FINISH_REASON_LENGTH
+        part.finished.usage.prompt_tokens = 8
+        part.finished.usage.completion_tokens = self._made
         return part.SerializeToString()
 
     def whole(self) -> bytes:
         """All of it."""
         self.left = ONCE_TOKENS
-        return self.first() + b"".join(self.token() for _ in range(ONCE_TOKENS))
+        return self.first() + b"".join(self.token(stamp()) for _ in range(ONCE_TOKENS))
 
 
 class Steps:
@@ -139,7 +145,7 @@ class Mock:
         while answer.left > 0:
             if answer.how == PACED:
                 await self._steps.next()
-            await context.write(answer.token())
+            await context.write(answer.token(stamp()))
 
     async def _attach(self, _: object, context: wire.Context) -> None:
         _, version = hear_hello(await context.read(), SPOKEN, "mock")
@@ -224,8 +230,9 @@ class Link:
         """A token of each, as a server of the link's version tells them."""
         step = worker_link_pb2.Step(step=self._steps.number)
         stream_ids, chunks = list[int](), list[bytes]()
+        now = stamp()
         for stream_id, answer in answers.items():
-            chunk, last = answer.token(), answer.left <= 0
+            chunk, last = answer.token(now), answer.left <= 0
             if last or not self._columns:
                 step.outputs.add(stream_id=stream_id, chunk=chunk, last=last, tokens=1)
             else:
@@ -247,10 +254,10 @@ class Link:
             await self._context.write(response.SerializeToString())
 
 
-async def serve(port: int, consul_address: str, name: str) -> None:
+async def serve(port: int, consul_address: str, name: str, http2: Http2) -> None:
     """Until killed."""
     steps = Steps()
-    server = grpc.aio.server(options=server_options())
+    server = servers.server(http2)
     server.add_generic_rpc_handlers(Mock(steps, name).handlers())
     address = f"127.0.0.1:{port}"
     server.add_insecure_port(address)
@@ -281,8 +288,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--consul", required=True)
     parser.add_argument("--name", default=ME, help="in the catalog")
+    parser.add_argument("--http2", choices=("grpc", "stoker"), default="grpc")
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, arguments.consul, arguments.name))
+    uvloop.run(serve(arguments.port, arguments.consul, arguments.name, arguments.http2))
 
 
 if __name__ == "__main__":

@@ -49,9 +49,8 @@ class Processes:
     def mock(self, name: str) -> str:
         """A mock server's address: it makes tokens at no cost to speak of."""
         (port,) = free_ports(1)
-        self._start(
-            name, ["bench.relay.backend_grpc", "--port", str(port), "--consul", self._consul, "--name", name], None
-        )
+        flags = ["--port", str(port), "--consul", self._consul, "--name", name, "--http2", "stoker"]
+        self._start(name, ["bench.relay.backend_grpc", *flags], None)
         return f"127.0.0.1:{port}"
 
     def router(self, name: str, *flags: str) -> str:
