@@ -118,7 +118,8 @@ async def test_a_deadline_ends_the_call_and_its_handler(kind: Http2) -> None:
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: it.service.cancelled == 1 and not it.service.running)
         await until(lambda: it.service.done == 1)
-        assert 0 < (it.service.remaining_s[0] or 0) <= 1.0
+        # gRPC's client says up to a hundredth more than it was told.
+        assert 0 < (it.service.remaining_s[0] or 0) <= 1.01
 
 
 @kinds

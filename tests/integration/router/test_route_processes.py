@@ -67,7 +67,8 @@ async def test_a_process_that_is_killed_takes_no_clients_stream_along(tmp_path: 
     async with mesh(tmp_path, consul, ticket_key=KEY) as router, AsyncExitStack() as stack:
         clients = await direct(router, await spread(router, stack), stack)
         expected = [await text_of(client, f"prompt {i}", TOKENS) for i, client in enumerate(clients)]
-        before = ended(router, "ok")
+        before = len(clients)
+        await router.until("their ends", lambda: ended(router, "ok") == before)
         begun = [asyncio.Event() for _ in clients]
         running = [
             asyncio.create_task(text_of(client, f"prompt {i}", TOKENS, begun[i])) for i, client in enumerate(clients)
