@@ -25,7 +25,7 @@ engine+=(--vllm-kv-cache-memory-bytes "${KV_BYTES:-$((19 << 30))}")
 for part in "${parts[@]}"; do
   case $part in
     engine) measure engine "${ENGINE_S:-420}" --together --model "${MODEL:-$big}" "${more[@]}" -- "${engine[@]}" ;;
-    routers) measure routers 180 "${more[@]}" ;;
+  XX
     front) measure front 180 "${more[@]}" ;;
     *) say "no part $part: engine, routers, front" && exit 2 ;;
   esac
