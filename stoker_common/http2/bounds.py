@@ -8,14 +8,14 @@ from stoker_common.http2.pool import Pool
 
 log = logging.getLogger(__name__)
 
-# One line tells of all refusals since the one before: whoever floods a server is not to flood its log.
+# One line tells of all of its kind since the one before: whoever floods a server is not to flood its log.
 LINE_EVERY_S = 10.0
 # What is bounded, as logs and metrics name it.
 KINDS = ("connections", "unread", "unsent", "metadata")
 
 
 class Bounds:
-    """One server's. Refusals are counted by kind, and told of in the log, seldom."""
+    """One server's. Refusals and faults are counted by kind, and told of in the log, seldom."""
 
     def __init__(self, limits: Limits, clock: Clock, end: str = "server") -> None:
         """`end` is whose they are, for the log: a server's, or a channel's (`client`)."""
@@ -43,20 +43,25 @@ class Bounds:
         self.refuse("connections", peer, f"there are {self.connections} already, and no more are taken")
         return False
 
-    def fault(self, code: str) -> None:
-        """Count a connection that ended by its client's fault."""
-        self.faults[code] = self.faults.get(code, 0) + 1
+    def fault(self, code: str, peer: str, why: str) -> None:
+        """Count a connection that ended by what its peer did. `code`: what it was told."""
+        count = self.faults[code] = self.faults.get(code, 0) + 1
+        if (since := self._since_told(code, count)) is not None:
+            about = {"peer": peer, "why": why, "code": code, "closed": since, "closed_ever": count}
+            log.warning("a connection is closed", extra=about)
 
     def refuse(self, kind: str, peer: str, why: str) -> None:
         """Count a refusal: of `connections`, `unread` requests, `unsent` answers or `metadata`."""
         count = self.refused[kind] = self.refused.get(kind, 0) + 1
+        if (since := self._since_told(kind, count)) is not None:
+            about = {"limit": kind, "peer": peer, "why": why, "refused": since, "refused_ever": count}
+            log.warning("a limit of the HTTP/2 %s was reached", self._end, extra=about)
+
+    def _since_told(self, what: str, count: int) -> int | None:
+        """How many there were since the last line about it; None if that was a moment ago."""
         now_s = self._clock()
-        told_s, told = self._told.get(kind, (float("-inf"), 0))
+        told_s, told = self._told.get(what, (float("-inf"), 0))
         if now_s - told_s < LINE_EVERY_S:
-            return
-        self._told[kind] = now_s, count
-        log.warning(
-            "a limit of the HTTP/2 %s was reached",
-            self._end,
-            extra={"limit": kind, "peer": peer, "why": why, "refused": count - told, "refused_ever": count},
-        )
+            return None
+        self._told[what] = now_s, count
+        return count - told

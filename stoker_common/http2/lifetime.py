@@ -128,8 +128,7 @@ class Lifetime(asyncio.Protocol):
         self._timer = self._loop.call_later(self._limits.linger_s, self._transport.abort)
 
     def _fail(self, fault: ConnectionFault) -> None:
-        log.warning("a connection is closed", extra={"peer": self.peer, "why": fault.why, "code": fault.code.name})
-        self._bounds.fault(fault.code.name)
+        self._bounds.fault(fault.code.name, self.peer, fault.why)
         self.close(fault.code, fault.why)
 
     def _silent(self) -> None:

@@ -69,6 +69,20 @@ def test_refusals_are_told_of_seldom_and_all_are_counted(caplog: pytest.LogCaptu
     assert caplog.records[-1].__dict__["refused_ever"] == 11 == bounds.refused["connections"]
 
 
+def test_faults_are_told_of_seldom_by_code_and_all_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    bounds = Bounds(Limits(), clock)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(4):
+            bounds.fault("PROTOCOL_ERROR", "192.0.2.1:9", "it broke a rule")
+        bounds.fault("ENHANCE_YOUR_CALM", "192.0.2.2:9", "too many PINGs")
+        clock.advance(LINE_EVERY_S)
+        bounds.fault("PROTOCOL_ERROR", "192.0.2.3:9", "it broke a rule")
+    assert bounds.faults == {"PROTOCOL_ERROR": 5, "ENHANCE_YOUR_CALM": 1}
+    told = [(getattr(record, "code", ""), getattr(record, "closed", 0)) for record in caplog.records]
+    assert told == [("PROTOCOL_ERROR", 1), ("ENHANCE_YOUR_CALM", 1), ("PROTOCOL_ERROR", 4)]
+
+
 def test_unread_requests_of_all_connections_are_bounded_and_a_small_one_finds_room() -> None:
     async def test() -> None:
         handlers = Handlers()
